@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef WEFT_FIBER_INTERNAL_WAIT_BLOCK_H_
+#define WEFT_FIBER_INTERNAL_WAIT_BLOCK_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "fiber/internal/atomic.h"
+#include "fiber/wait_reason.h"
+
+namespace fiber::internal {
+
+struct Record;
+struct WaitBlock;
+
+inline constexpr int64_t kNeverNs = INT64_MAX;
+
+// WaitWord is the right to complete a wait, won exactly once.
+//
+// | state   | meaning                                | next, by whom                                       |
+// |---------|----------------------------------------|-----------------------------------------------------|
+// | Closed  | its owner waits for nothing            | Open, with the next number: the owner               |
+// | Open    | whoever claims completes the wait      | Claimed: a peer, a timer, a canceller, or the owner |
+// | Claimed | exactly one unpark comes (or came)     | Closed by the owner's next Open, in effect          |
+//
+// The word holds a number beside the state. Numbers go on for as long as the block exists, across the fibers
+// that use it, so a claimer that comes late with an old word always fails: a CAS from (n, Open) can only
+// succeed while wait n is open.
+//
+// A claimer that found the block by itself (a timer, a canceller, a poller) reads the word first, then checks
+// that the block still waits for what it came for (its deadline has passed, its fiber is the one meant, the
+// slot still holds it), then claims with the word read. If the claim succeeds the number never changed between,
+// so the check was about this very wait.
+//
+// order: claim — acq_rel on a successful CAS: what the claimer wrote for the sleeper happens before its unpark,
+// what the sleeper wrote before Open is visible to whoever claims. Open is seq_cst, since it is one side of
+// store-load pairs with the cancellation flag and the poll slot.
+class WaitWord {
+ public:
+  static constexpr uint64_t kOpen = 1;
+  static constexpr uint64_t kClaimed = 2;
+  static constexpr uint64_t kStateMask = 3;
+
+  // Owner only. Returns the word to claim with.
+  uint64_t Open() {
+    const uint64_t word = ((word_.load(std::memory_order_relaxed) & ~kStateMask) + 4) | kOpen;
+    word_.store(word, std::memory_order_seq_cst);  // order: claim
+    return word;
+  }
+  uint64_t Load() const { return word_.load(std::memory_order_acquire); }  // order: claim
+  static bool IsOpen(uint64_t word) { return (word & kStateMask) == kOpen; }
+  [[nodiscard]] bool TryClaim(uint64_t open_word) {
+    // Loading first keeps losers from taking the line for themselves.
+    return word_.load(std::memory_order_relaxed) == open_word &&
+           word_.compare_exchange_strong(open_word, (open_word & ~kStateMask) | kClaimed,
+                                         std::memory_order_acq_rel,  // order: claim
+                                         std::memory_order_relaxed);
+  }
+
+ private:
+  Atomic<uint64_t> word_{0};
+};
+
+// Waiter is one clause of one wait: an entry in the wait queue of the thing waited for.
+//
+// Protection: the lock of the queue it is linked in; before and after that its owner's.
+struct Waiter {
+  Waiter* next = nullptr;
+  Waiter* prev = nullptr;
+  WaitBlock* block = nullptr;
+  uint64_t open_word = 0;  // what to claim with
+  void* value = nullptr;   // what a peer completes for the sleeper, by its own convention
+  uint32_t clause = 0;     // the outcome if this clause is claimed
+  uint32_t amount = 0;     // permits wanted, and the like
+  bool is_linked = false;
+
+  [[nodiscard]] inline bool TryClaim();
+};
+
+// Deadline timer of a wait. `deadline_ns` is the owner's wish, `filed_ns` where a run queue's wheel has it filed.
+//
+// Disarming only clears the wish; the entry in the wheel stays and finds nothing to do, or is filed anew under a
+// later wish. So re-arming a timeout that was not used (the common case by far) touches no lock.
+//
+// order: timer — store-load. Owner: store the wish, load what is filed. Wheel: store "not filed", load the wish.
+// One of them sees the other, so a wish is always filed early enough (it may be filed twice, which is harmless:
+// expiry looks at the wish again).
+struct DeadlineTimer {
+  Atomic<int64_t> deadline_ns{kNeverNs};
+  Atomic<int64_t> filed_ns{kNeverNs};
+};
+
+enum class StackClass : uint8_t { k64KiB, k256KiB, k1MiB, k8MiB };
+inline constexpr int kStackClasses = 4;
+inline constexpr size_t kStackClassBytes[kStackClasses] = {64u << 10, 256u << 10, 1u << 20, 8u << 20};
+
+// The C++ runtime's per-thread exception state (Itanium ABI: __cxa_eh_globals), as kept for a parked fiber.
+struct ExceptionState {
+  void* caught = nullptr;
+  unsigned int uncaught = 0;
+};
+
+// WaitBlock holds what others touch while a fiber waits, and describes the stack it is paired with for life.
+//
+// Blocks live in slabs that are never discarded or reused for anything else, so a timer or canceller that is late
+// finds a block with a higher number, never garbage. A fiber has a block from its first run to its end; a plain
+// thread gets one (without a stack) at its first wait.
+struct WaitBlock {
+  WaitWord word;
+  Atomic<Record*> fiber{nullptr};  // null: a plain thread's, or nobody's
+  Atomic<uint32_t> signal{0};      // what a plain thread sleeps on (futex)
+  uint32_t outcome = 0;            // written by the claimer before it unparks
+  DeadlineTimer timer;
+  WaitReason reason = WaitReason::kNone;
+  StackClass stack_class = StackClass::k64KiB;
+  bool is_stack_guarded = false;
+  bool is_stack_resident = false;  // the stack's pages have been touched since they were last given back
+  uint32_t trimmed_wait = 0;       // low bits of the wait number the trimmer looked at last
+  const void* object = nullptr;    // waited for; for dumps only
+  ExceptionState exceptions;       // of its fiber, while that is off its worker
+  Waiter waiter;                   // the first clause
+  char* stack_low = nullptr;       // usable bytes: [stack_low, stack_high); null: a plain thread's
+  char* stack_high = nullptr;
+  WaitBlock* next_free = nullptr;  // link in the cache or depot that holds it
+  void* sanitizer_fiber = nullptr;  // ThreadSanitizer's context, kept with the stack
+  std::string* name = nullptr;      // owned; null: unnamed
+};
+static_assert(sizeof(WaitBlock) <= 192);
+
+inline bool Waiter::TryClaim() { return block->word.TryClaim(open_word); }
+
+}  // namespace fiber::internal
+
+#endif  // WEFT_FIBER_INTERNAL_WAIT_BLOCK_H_
