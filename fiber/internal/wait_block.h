@@ -34,22 +34,26 @@ inline constexpr int64_t kNeverNs = INT64_MAX;
 // so the check was about this very wait.
 //
 // order: claim — acq_rel on a successful CAS: what the claimer wrote for the sleeper happens before its unpark,
-// what the sleeper wrote before Open is visible to whoever claims. Open is seq_cst, since it is one side of
-// store-load pairs with the cancellation flag and the poll slot.
+// what the sleeper wrote before Open is visible to whoever claims. Open and Load are seq_cst: they are the two sides
+// of the store-load pair with the cancellation flag.
 class WaitWord {
  public:
   static constexpr uint64_t kOpen = 1;
   static constexpr uint64_t kClaimed = 2;
   static constexpr uint64_t kStateMask = 3;
+  static constexpr uint64_t kInterruptible = 4;  // a canceller may claim this wait
+  static constexpr uint64_t kFlagMask = 7;
 
   // Owner only. Returns the word to claim with.
-  uint64_t Open() {
-    const uint64_t word = ((word_.load(std::memory_order_relaxed) & ~kStateMask) + 4) | kOpen;
+  uint64_t Open(bool is_interruptible) {
+    const uint64_t number = (word_.load(std::memory_order_relaxed) | kFlagMask) + 1;
+    const uint64_t word = number | kOpen | (is_interruptible ? kInterruptible : 0);
     word_.store(word, std::memory_order_seq_cst);  // order: claim
     return word;
   }
-  uint64_t Load() const { return word_.load(std::memory_order_acquire); }  // order: claim
+  uint64_t Load() const { return word_.load(std::memory_order_seq_cst); }  // order: claim
   static bool IsOpen(uint64_t word) { return (word & kStateMask) == kOpen; }
+  static bool IsInterruptible(uint64_t word) { return (word & kInterruptible) != 0; }
   [[nodiscard]] bool TryClaim(uint64_t open_word) {
     // Loading first keeps losers from taking the line for themselves.
     return word_.load(std::memory_order_relaxed) == open_word &&
@@ -95,12 +99,6 @@ enum class StackClass : uint8_t { k64KiB, k256KiB, k1MiB, k8MiB };
 inline constexpr int kStackClasses = 4;
 inline constexpr size_t kStackClassBytes[kStackClasses] = {64u << 10, 256u << 10, 1u << 20, 8u << 20};
 
-// The C++ runtime's per-thread exception state (Itanium ABI: __cxa_eh_globals), as kept for a parked fiber.
-struct ExceptionState {
-  void* caught = nullptr;
-  unsigned int uncaught = 0;
-};
-
 // WaitBlock holds what others touch while a fiber waits, and describes the stack it is paired with for life.
 //
 // Blocks live in slabs that are never discarded or reused for anything else, so a timer or canceller that is late
@@ -118,7 +116,6 @@ struct WaitBlock {
   bool is_stack_resident = false;  // the stack's pages have been touched since they were last given back
   uint32_t trimmed_wait = 0;       // low bits of the wait number the trimmer looked at last
   const void* object = nullptr;    // waited for; for dumps only
-  ExceptionState exceptions;       // of its fiber, while that is off its worker
   Waiter waiter;                   // the first clause
   char* stack_low = nullptr;       // usable bytes: [stack_low, stack_high); null: a plain thread's
   char* stack_high = nullptr;

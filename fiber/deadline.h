@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef WEFT_FIBER_DEADLINE_H_
+#define WEFT_FIBER_DEADLINE_H_
+
+#include <chrono>
+#include <compare>
+#include <cstdint>
+
+#include "absl/time/time.h"
+
+namespace fiber {
+
+// Time since an arbitrary start, on the clock of the caller's scheduler: the machine's monotonic clock, or a
+// virtual one in simulation. Never blocks.
+absl::Duration Now();
+
+// Deadline is a point on the scheduler's monotonic clock, or never. It is the last parameter of every call that
+// parks, and converts from a duration:
+//
+//   auto n = stream.Read(buffer, absl::Seconds(2));         // two seconds for this call
+//
+//   const fiber::Deadline all = absl::Seconds(10);          // ten seconds for all three
+//   mutex.Lock(all).ok() && slots.Acquire(1, all).ok() && done.Wait(all).ok();
+//
+// It is an instant, taken when it is made: a `static const Deadline kTimeout = …` is a bug, keep the duration. It
+// belongs to the clock it was made under and means nothing under another.
+//
+// Thread safety: a value.
+class Deadline {
+ public:
+  // Never. Never blocks.
+  constexpr Deadline() = default;
+  // `from_now` after now; zero or less is already past, infinite is never. Never blocks.
+  Deadline(absl::Duration from_now);  // NOLINT: implicit by design
+  template <class Rep, class Period>
+  Deadline(std::chrono::duration<Rep, Period> from_now)  // NOLINT: implicit by design
+      : Deadline(absl::FromChrono(from_now)) {}
+
+  static constexpr Deadline Never() { return Deadline(); }
+  // The earlier of the two. Never blocks.
+  static constexpr Deadline Earlier(Deadline a, Deadline b) { return a.ns_ < b.ns_ ? a : b; }
+  // The instant `ns` nanoseconds after the clock's start. Never blocks.
+  static constexpr Deadline AtNanos(int64_t ns) {
+    Deadline deadline;
+    deadline.ns_ = ns;
+    return deadline;
+  }
+
+  bool is_never() const { return ns_ == INT64_MAX; }
+  // Whether it has passed. Never blocks.
+  bool is_past() const;
+  // Until it passes: zero if it has, infinite for never. Never blocks.
+  absl::Duration remaining() const;
+  // Nanoseconds since the clock's start; INT64_MAX for never.
+  constexpr int64_t nanos() const { return ns_; }
+
+  friend constexpr auto operator<=>(Deadline, Deadline) = default;
+
+ private:
+  int64_t ns_ = INT64_MAX;
+};
+
+}  // namespace fiber
+
+#endif  // WEFT_FIBER_DEADLINE_H_

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The one file that knows Boost.Context: the switch, the entry of a fiber, and a fiber's end.
+#include "fiber/internal/context.h"
+
+#include <boost/context/detail/fcontext.hpp>
+
+#include "fiber/internal/join.h"
+#include "fiber/internal/park.h"
+#include "fiber/internal/sanitizer.h"
+#include "fiber/internal/wait.h"
+#include "fiber/scheduler.h"
+
+namespace fiber::internal {
+namespace {
+
+using boost::context::detail::jump_fcontext;
+using boost::context::detail::make_fcontext;
+using boost::context::detail::transfer_t;
+
+// A stack that was left for good.
+void ReturnStack(ThreadState& thread, WaitBlock& block) {
+  StackCache& cache = thread.stacks[static_cast<int>(block.stack_class)];
+  cache.Push(&block);
+  StackDepot& depot = StackDepot::Get();
+  if (cache.size() <= StackCache::kMost && !depot.HasWaiters()) [[likely]] return;
+  depot.GiveFrom(cache);
+}
+
+// First thing on the context that was switched to: what the one that was left could not do for itself.
+void AfterSwitch(ThreadState& thread, void* context) {
+  Record* from = thread.from;
+  switch (thread.after) {
+    case After::kNothing:
+      thread.own_context = context;
+      break;
+    case After::kYield:
+      from->context = context;
+      from->state.store(State::kReady, std::memory_order_relaxed);
+      from->scheduler->QueueYielded(*from);
+      break;
+    case After::kPark:
+      from->context = context;
+      if (!FinishPark(*from)) from->scheduler->QueueReady(*from);
+      break;
+    case After::kDone:
+      ReturnStack(thread, *thread.ended);
+      break;
+  }
+}
+
+#ifdef WEFT_ASAN
+void StartSwitch(void** fake_stack, ThreadState& thread, const Record* to) {
+  if (to == nullptr) {
+    __sanitizer_start_switch_fiber(fake_stack, thread.own_stack_bottom, thread.own_stack_size);
+  } else {
+    const WaitBlock* block = to->block.load(std::memory_order_relaxed);
+    __sanitizer_start_switch_fiber(fake_stack, block->stack_low,
+                                   static_cast<size_t>(block->stack_high - block->stack_low));
+  }
+}
+void FinishSwitch(void* fake_stack) {
+  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+}
+#endif
+#ifdef WEFT_TSAN
+void StartThreadSanitizerSwitch(ThreadState& thread, const Record* to) {
+  void* context = to == nullptr ? thread.own_sanitizer_fiber
+                                : to->block.load(std::memory_order_relaxed)->sanitizer_fiber;
+  __tsan_switch_to_fiber(context, 0);
+}
+#endif
+
+void RunFiber(Record& self, WaitBlock& block) {
+  Scheduler* scheduler = self.scheduler;
+  self.run(self);
+  ThreadState& thread = ThisThread();  // it may have moved
+  // From here on nobody may find the block through this fiber, nor the fiber through the block.
+  block.fiber.store(nullptr, std::memory_order_release);       // order: owner
+  self.block.store(nullptr, std::memory_order_release);        // order: owner
+  self.state.store(State::kDone, std::memory_order_relaxed);
+  delete block.name;
+  block.name = nullptr;
+  FinishJoin(thread, self);
+  scheduler->OnFiberEnded(thread);
+}
+
+// The entry of every stack. A fiber that ends hands its stack to the next unstarted one, which is then called without
+// a switch; otherwise the stack is left for good.
+//
+// Done is published (FinishJoin) after the closure is destroyed and before the stack is left: nothing after that
+// touches the record, and the stack belongs to this worker until the next context returns it.
+[[noreturn]] void FiberMain(transfer_t transfer) {
+#if defined(__x86_64__)
+  asm volatile(".cfi_undefined rip");  // unwinders stop here
+#endif
+#ifdef WEFT_ASAN
+  FinishSwitch(nullptr);
+#endif
+  ThreadState* thread = static_cast<ThreadState*>(transfer.data);
+  AfterSwitch(*thread, transfer.fctx);
+  Record* self = thread->current;
+  WaitBlock& block = *self->block.load(std::memory_order_relaxed);
+  for (;;) {
+    RunFiber(*self, block);
+    thread = &ThisThread();
+    Record* next = thread->scheduler->TakeNext(*thread, &block);
+    if (next != nullptr && next->block.load(std::memory_order_relaxed) == &block) {
+      next->state.store(State::kRunning, std::memory_order_relaxed);
+      thread->current = next;
+      self = next;
+      continue;
+    }
+    thread->ended = &block;
+    Switch(*thread, next, After::kDone);
+    __builtin_unreachable();
+  }
+}
+
+void Adopt(Record& fiber, WaitBlock& block) {
+  if ((fiber.flags & Record::kFlagHeapTask) != 0 && fiber.extras() != nullptr) {
+    block.name = new std::string(std::move(fiber.extras()->name));
+    delete fiber.extras();
+    fiber.extras() = nullptr;
+  }
+  block.fiber.store(&fiber, std::memory_order_release);  // order: owner
+  fiber.block.store(&block, std::memory_order_release);  // order: owner
+}
+
+}  // namespace
+
+ThreadState& Switch(ThreadState& thread, Record* to, After after) {
+  thread.from = thread.current;
+  thread.after = after;
+  ExceptionState exceptions{};
+  const bool has_exceptions =
+      thread.exceptions->caught != nullptr || thread.exceptions->uncaught != 0;
+  if (has_exceptions) [[unlikely]] {
+    exceptions = *thread.exceptions;
+    *thread.exceptions = ExceptionState{};
+  }
+  void* target;
+  thread.current = to;
+  if (to == nullptr) {
+    target = thread.own_context;
+  } else {
+    if (to->state.load(std::memory_order_relaxed) == State::kNew) {
+      WaitBlock* block = to->block.load(std::memory_order_relaxed);
+      to->context = make_fcontext(block->stack_high,
+                                  static_cast<size_t>(block->stack_high - block->stack_low),
+                                  FiberMain);
+    }
+    to->state.store(State::kRunning, std::memory_order_relaxed);
+    target = to->context;
+  }
+#ifdef WEFT_ASAN
+  void* fake_stack = nullptr;
+  StartSwitch(after == After::kDone ? nullptr : &fake_stack, thread, to);
+#endif
+#ifdef WEFT_TSAN
+  StartThreadSanitizerSwitch(thread, to);
+#endif
+  const transfer_t transfer = jump_fcontext(target, &thread);
+#ifdef WEFT_ASAN
+  FinishSwitch(fake_stack);
+#endif
+  ThreadState& back = *static_cast<ThreadState*>(transfer.data);
+  AfterSwitch(back, transfer.fctx);
+  if (has_exceptions) [[unlikely]] *back.exceptions = exceptions;
+  return back;
+}
+
+bool BindStack(ThreadState& thread, Record& fiber, WaitBlock* spare) {
+  const StackClass cls = fiber.stack_class();
+  if (spare != nullptr && spare->stack_class == cls) {
+    Adopt(fiber, *spare);
+    return true;
+  }
+  StackCache& cache = thread.stacks[static_cast<int>(cls)];
+  WaitBlock* block = cache.Pop();
+  if (block == nullptr) [[unlikely]] {
+    block = StackDepot::Get().TakeForCache(cls, cache, fiber);
+    if (block == nullptr) return false;
+  }
+#ifdef WEFT_TSAN
+  if (block->sanitizer_fiber == nullptr) block->sanitizer_fiber = __tsan_create_fiber(0);
+#endif
+  Adopt(fiber, *block);
+  return true;
+}
+
+void YieldFiber() {
+  ThreadState& thread = ThisThread();
+  Record* next = thread.scheduler->TakeNextForYield(thread);
+  if (next == nullptr) return;
+  const int saved_errno = *thread.errno_address;
+  ThreadState& back = Switch(thread, next, After::kYield);
+  *back.errno_address = saved_errno;
+}
+
+}  // namespace fiber::internal

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef WEFT_FIBER_INTERNAL_JOIN_H_
+#define WEFT_FIBER_INTERNAL_JOIN_H_
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "fiber/deadline.h"
+#include "fiber/internal/record.h"
+#include "fiber/internal/thread_state.h"
+#include "fiber/internal/wait.h"
+
+namespace fiber::internal {
+
+// The end of a fiber, as seen by its handle: one word, `Record::join`.
+//
+// | word          | meaning                          | next, by whom                                              |
+// |---------------|----------------------------------|------------------------------------------------------------|
+// | 0             | runs; its handle is not waiting  | waiter, Detached: the handle; Done: the fiber              |
+// | waiter        | runs; its handle waits           | 0: the handle, unlinking; waiter+Locked: the fiber         |
+// | waiter+Locked | the fiber claims the waiter      | Done: the fiber                                            |
+// | Detached      | runs; there is no handle         | the fiber frees the record at its end                      |
+// | Done          | ended; the outcome is in storage | the handle frees the record                                |
+//
+// The store of Done is the fiber's last touch of its record; the unpark comes after and touches the waiter's block.
+// A handle that gives up takes its waiter out first, and waits out Locked: no stale waiter is ever claimed.
+//
+// order: join — release by the fiber with Done, acquire by the handle: the outcome travels with it.
+inline constexpr uintptr_t kJoinDone = 1;
+inline constexpr uintptr_t kJoinLocked = 2;
+inline constexpr uintptr_t kJoinDetached = 4;
+
+// The fiber has ended. Its record may be gone on return. By a worker.
+void FinishJoin(ThreadState& thread, Record& fiber);
+
+// Never blocks.
+inline bool IsDone(const Record& fiber) {
+  return fiber.join.load(std::memory_order_acquire) == kJoinDone;  // order: join
+}
+
+// Parks until the fiber has ended: OK; or kDeadlineExceeded, kCancelled.
+absl::Status WaitDone(Record& fiber, Deadline deadline,
+                      Interruptible interruptible = Interruptible::kYes);
+
+// Gives the handle up. True: the fiber has ended, and the caller destroys the outcome and frees the record.
+[[nodiscard]] bool Detach(Record& fiber);
+
+}  // namespace fiber::internal
+
+#endif  // WEFT_FIBER_INTERNAL_JOIN_H_

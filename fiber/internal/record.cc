@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "fiber/internal/record.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "fiber/internal/spin_lock.h"
+#include "fiber/internal/thread_state.h"
+
+namespace fiber::internal {
+namespace {
+
+// The registry of all fibers: chunks of records that are never given back, so whoever holds a stale pointer to a
+// record finds a record.
+class RecordSlab {
+ public:
+  static constexpr size_t kChunkBytes = 2 << 20;  // one huge page
+  static constexpr size_t kChunkRecords = kChunkBytes / sizeof(Record);
+  static constexpr uint32_t kBatch = 64;
+
+  static RecordSlab& Get() {
+    static RecordSlab* const slab = new RecordSlab;  // never destroyed: fibers may outlive statics
+    return *slab;
+  }
+
+  // A list of kBatch free records, linked by `next`.
+  Record* TakeBatch() {
+    SpinLockHolder hold(lock_);
+    Record* list = nullptr;
+    for (uint32_t i = 0; i < kBatch; ++i) {
+      Record* record = free_;
+      if (record != nullptr) {
+        free_ = record->next;
+      } else {
+        if (carved_ == chunks_.size() * kChunkRecords) AddChunk();
+        record = new (&chunks_[carved_ / kChunkRecords][carved_ % kChunkRecords]) Record;
+        ++carved_;
+      }
+      record->next = list;
+      list = record;
+    }
+    return list;
+  }
+
+  void GiveBatch(Record* first, Record* last) {
+    SpinLockHolder hold(lock_);
+    last->next = free_;
+    free_ = first;
+  }
+
+  void ForEach(absl::FunctionRef<void(Record&)> visit) {
+    for (size_t i = 0;; ++i) {
+      Record* record;
+      {
+        SpinLockHolder hold(lock_);
+        if (i >= carved_) return;
+        record = &chunks_[i / kChunkRecords][i % kChunkRecords];
+      }
+      if (record->id.load(std::memory_order_acquire) != 0) visit(*record);  // order: owner
+    }
+  }
+
+ private:
+  void AddChunk() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
+    // Twice the size, to cut an aligned chunk out of it.
+    void* memory = mmap(nullptr, 2 * kChunkBytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) {
+      LogLine("no memory for fiber records after %zu fibers (mmap: %s): the address space (ulimit -v), the memory "
+              "limit or vm.max_map_count is exhausted",
+              carved_, strerror(errno));
+      lock_.Unlock();
+      throw std::bad_alloc();
+    }
+    const auto address = reinterpret_cast<uintptr_t>(memory);
+    const uintptr_t aligned = (address + kChunkBytes - 1) & ~(kChunkBytes - 1);
+    // Giving back the ends only saves address space; a refusal is harmless.
+    if (aligned > address) munmap(memory, aligned - address);
+    if (const uintptr_t end = aligned + kChunkBytes; end < address + 2 * kChunkBytes) {
+      munmap(reinterpret_cast<void*>(end), address + 2 * kChunkBytes - end);
+    }
+    auto* chunk = reinterpret_cast<Record*>(aligned);
+    // The first chunk serves small programs and stays on small pages. Refused: small pages, slower but right.
+    if (!chunks_.empty()) madvise(chunk, kChunkBytes, MADV_HUGEPAGE);
+    chunks_.push_back(chunk);
+  }
+
+  SpinLock lock_;
+  Record* free_ ABSL_GUARDED_BY(lock_) = nullptr;
+  std::vector<Record*> chunks_ ABSL_GUARDED_BY(lock_);
+  size_t carved_ ABSL_GUARDED_BY(lock_) = 0;
+};
+
+// Ids are handed to threads in blocks: unique, only roughly in the order of spawning.
+constexpr uint64_t kIdBlock = 1024;
+Atomic<uint64_t> next_id_block{1};
+
+uint64_t NextId(ThreadState& thread) {
+  if (thread.next_id == thread.end_id) {
+    thread.next_id = next_id_block.fetch_add(kIdBlock, std::memory_order_relaxed);
+    thread.end_id = thread.next_id + kIdBlock;
+  }
+  return thread.next_id++;
+}
+
+// What a thread keeps: up to two batches, so that it neither takes nor gives on every fiber.
+constexpr uint32_t kMostFree = 2 * RecordSlab::kBatch;
+
+void GiveFreeRecords(ThreadState& thread, uint32_t count) {
+  if (count == 0) return;
+  Record* first = thread.free_records;
+  Record* last = first;
+  for (uint32_t i = 1; i < count; ++i) last = last->next;
+  thread.free_records = last->next;
+  thread.free_record_count -= count;
+  RecordSlab::Get().GiveBatch(first, last);
+}
+
+}  // namespace
+
+Record& AllocateRecord(ThreadState& thread) {
+  if (thread.free_records == nullptr) {
+    thread.free_records = RecordSlab::Get().TakeBatch();
+    thread.free_record_count = RecordSlab::kBatch;
+  }
+  Record& record = *thread.free_records;
+  thread.free_records = record.next;
+  --thread.free_record_count;
+  record.next = nullptr;
+  record.flags = 0;
+  record.join.store(0, std::memory_order_relaxed);
+  record.state.store(State::kNew, std::memory_order_relaxed);
+  record.id.store(NextId(thread), std::memory_order_release);  // order: owner
+  return record;
+}
+
+void FreeRecord(ThreadState& thread, Record& record) {
+  record.id.store(0, std::memory_order_release);  // order: owner
+  record.state.store(State::kFree, std::memory_order_relaxed);
+  if (const absl::Status* cause = record.cancel.load(std::memory_order_relaxed); cause != nullptr) {
+    delete cause;
+    record.cancel.store(nullptr, std::memory_order_relaxed);
+  }
+  record.next = thread.free_records;
+  thread.free_records = &record;
+  if (++thread.free_record_count > kMostFree) GiveFreeRecords(thread, RecordSlab::kBatch);
+}
+
+void ReturnFreeRecords(ThreadState& thread) { GiveFreeRecords(thread, thread.free_record_count); }
+
+void ForEachRecord(absl::FunctionRef<void(Record&)> visit) { RecordSlab::Get().ForEach(visit); }
+
+size_t CountRecordsInUse() {
+  size_t count = 0;
+  ForEachRecord([&count](Record&) { ++count; });
+  return count;
+}
+
+std::string Describe(const Record& record) {
+  std::string text =
+      absl::StrCat("fiber ", record.id.load(std::memory_order_relaxed));
+  if (const WaitBlock* block = record.block.load(std::memory_order_acquire);  // order: owner
+      block != nullptr && block->name != nullptr) {
+    absl::StrAppend(&text, " '", *block->name, "'");
+  }
+  absl::StrAppend(&text, " (spawned at ", record.site.file_name(), ":", record.site.line(), ")");
+  return text;
+}
+
+}  // namespace fiber::internal

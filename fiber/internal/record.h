@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef WEFT_FIBER_INTERNAL_RECORD_H_
+#define WEFT_FIBER_INTERNAL_RECORD_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <source_location>
+#include <string>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "fiber/internal/atomic.h"
+#include "fiber/internal/wait_block.h"
+
+namespace fiber {
+class Scheduler;
+}
+
+namespace fiber::internal {
+
+struct ThreadState;
+
+// A fiber's state is also the right to touch its stack. park.h has the transitions.
+enum class State : uint32_t {
+  kFree,       // the record is in a free list, or being filled in
+  kNew,        // spawned; no stack yet
+  kReady,      // in exactly one run queue
+  kRunning,    // on a worker
+  kParking,    // still on its worker, but already visible to those it waits for
+  kParked,     // off its worker; nobody touches the stack
+  kWoken,      // unparked before it was off its worker
+  kHeld,       // parked, and somebody reads or changes its stack
+  kHeldWoken,  // unparked meanwhile
+  kDone,       // its closure has returned and is destroyed
+};
+
+// Options of a spawn that are rare enough to live on the heap until the first run.
+struct SpawnExtras {
+  std::string name;
+};
+
+// Record is a fiber. 128 bytes from spawn to join, in slabs that are never discarded and can be walked.
+//
+// Protection: fields without a remark are written before the fiber is first queued, or belong to whoever the state
+// gives the stack to.
+struct alignas(128) Record {
+  // What a switch touches.
+  void* context = nullptr;           // saved stack pointer while off its worker
+  Atomic<State> state{State::kFree};
+  uint32_t flags = 0;                // kFlag…; const from spawn to release
+  Record* next = nullptr;            // link of the queue that holds it
+  Atomic<WaitBlock*> block{nullptr};  // from the first run to the end; order: owner (release / acquire)
+  Scheduler* scheduler = nullptr;
+  Atomic<uint64_t> id{0};            // 0: free. Never reused
+  std::source_location site;
+  uint64_t parent_id = 0;
+
+  // What spawn, end and join touch.
+  void (*run)(Record&) = nullptr;    // calls the closure, keeps its outcome, destroys the closure
+  Atomic<uintptr_t> join{0};         // see join.h
+  Atomic<const absl::Status*> cancel{nullptr};  // the cause; null: not cancelled. order: cancel
+  alignas(8) std::byte storage[40];  // outcome and closure where they fit, else pointers to them
+
+  static constexpr uint32_t kFlagHeapTask = 1;   // storage: void* task, SpawnExtras* extras
+  static constexpr uint32_t kStackClassShift = 1;
+  static constexpr uint32_t kStackClassMask = 3u << kStackClassShift;
+
+  StackClass stack_class() const {
+    return static_cast<StackClass>((flags & kStackClassMask) >> kStackClassShift);
+  }
+  void*& heap_task() { return reinterpret_cast<void**>(storage)[0]; }
+  SpawnExtras*& extras() { return reinterpret_cast<SpawnExtras**>(storage)[1]; }
+};
+static_assert(sizeof(Record) == 128);
+
+// Takes a record from the thread's free list, the process's, or fresh memory. Throws std::bad_alloc, as every
+// allocation of a spawn may, when there is none.
+Record& AllocateRecord(ThreadState& thread);
+// REQUIRES: nobody refers to it any more.
+void FreeRecord(ThreadState& thread, Record& record);
+// Hands a thread's free records to the process. At thread exit.
+void ReturnFreeRecords(ThreadState& thread);
+
+// Calls `visit` for every record that is not free at that moment. Fibers come and go meanwhile: `visit` checks id
+// and state by itself.
+void ForEachRecord(absl::FunctionRef<void(Record&)> visit);
+
+// How many records are in use (approximate while fibers come and go).
+size_t CountRecordsInUse();
+
+// "fiber 12 'name' (spawned at file.cc:7)". `thread` runs it, or the caller holds it, or only id and site are read.
+std::string Describe(const Record& record);
+
+}  // namespace fiber::internal
+
+#endif  // WEFT_FIBER_INTERNAL_RECORD_H_

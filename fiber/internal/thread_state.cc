@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "fiber/internal/thread_state.h"
+
+#include <cxxabi.h>
+#include <errno.h>
+#include <pthread.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "fiber/internal/context.h"
+#include "fiber/internal/sanitizer.h"
+#include "fiber/internal/spin_lock.h"
+#include "fiber/scheduler.h"
+
+namespace fiber::internal {
+namespace {
+
+constinit thread_local ThreadState* this_thread = nullptr;
+
+// Blocks for plain threads: no stack, never discarded.
+class PlainBlocks {
+ public:
+  static PlainBlocks& Get() {
+    static PlainBlocks* const blocks = new PlainBlocks;
+    return *blocks;
+  }
+  WaitBlock* Take() {
+    {
+      SpinLockHolder hold(lock_);
+      if (WaitBlock* block = free_; block != nullptr) {
+        free_ = block->next_free;
+        return block;
+      }
+    }
+    return new WaitBlock;
+  }
+  void Give(WaitBlock* block) {
+    SpinLockHolder hold(lock_);
+    block->next_free = free_;
+    free_ = block;
+  }
+
+ private:
+  SpinLock lock_;
+  WaitBlock* free_ ABSL_GUARDED_BY(lock_) = nullptr;
+};
+
+// Gives back at thread exit what a thread has kept. A thread that uses us after that, in a later thread_local
+// destructor, gets a new state, which is then leaked.
+struct Reaper {
+  ~Reaper() {
+    ThreadState* thread = this_thread;
+    if (thread == nullptr) return;
+    ReturnFreeRecords(*thread);
+    ReturnStacks(*thread);
+    if (thread->plain_block != nullptr) PlainBlocks::Get().Give(thread->plain_block);
+    this_thread = nullptr;
+    delete thread;
+  }
+};
+thread_local Reaper reaper;
+
+ThreadState* NewThreadState() {
+  auto* thread = new ThreadState;
+  thread->errno_address = &errno;
+  thread->exceptions = reinterpret_cast<ExceptionState*>(abi::__cxa_get_globals());
+#ifdef WEFT_ASAN
+  pthread_attr_t attributes;
+  if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
+    void* bottom = nullptr;
+    pthread_attr_getstack(&attributes, &bottom, &thread->own_stack_size);
+    thread->own_stack_bottom = bottom;
+    pthread_attr_destroy(&attributes);
+  }
+#endif
+#ifdef WEFT_TSAN
+  thread->own_sanitizer_fiber = __tsan_get_current_fiber();
+#endif
+  RegisterStackCaches(*thread);
+  this_thread = thread;
+  (void)&reaper;  // constructed from here on
+  return thread;
+}
+
+}  // namespace
+
+// The asm keeps the compiler from proving that two calls return the same, which they do not across a park.
+__attribute__((noinline)) ThreadState& ThisThread() {
+  asm volatile("" ::: "memory");
+  ThreadState* thread = this_thread;
+  if (thread == nullptr) [[unlikely]] thread = NewThreadState();
+  return *thread;
+}
+
+WaitBlock& PlainBlock(ThreadState& thread) {
+  if (thread.plain_block == nullptr) thread.plain_block = PlainBlocks::Get().Take();
+  return *thread.plain_block;
+}
+
+int64_t MonotonicNs() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);  // cannot fail for this clock
+  return now.tv_sec * int64_t{1'000'000'000} + now.tv_nsec;
+}
+
+int64_t NowNs() {
+  ThreadState& thread = ThisThread();
+  return thread.scheduler != nullptr ? thread.scheduler->NowNs() : MonotonicNs();
+}
+
+namespace {
+
+// One write, so that lines of several threads do not mix.
+void WriteLine(const char* prefix, const char* format, va_list arguments) {
+  char line[1024];
+  int size = snprintf(line, sizeof line, "%s", prefix);
+  const int more = vsnprintf(line + size, sizeof line - static_cast<size_t>(size) - 1, format, arguments);
+  size += more < 0 ? 0 : more;
+  if (size > static_cast<int>(sizeof line) - 2) size = static_cast<int>(sizeof line) - 2;
+  line[size++] = '\n';
+  // Nobody can be told if stderr is closed.
+  [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, line, static_cast<size_t>(size));
+}
+
+}  // namespace
+
+void LogLine(const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  WriteLine("weft: ", format, arguments);
+  va_end(arguments);
+}
+
+void Fatal(const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  WriteLine("weft: fatal: ", format, arguments);
+  va_end(arguments);
+  if (const Record* current = ThisThread().current; current != nullptr) {
+    LogLine("in %s", Describe(*current).c_str());
+  }
+  abort();
+}
+
+}  // namespace fiber::internal

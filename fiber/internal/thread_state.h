@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef WEFT_FIBER_INTERNAL_THREAD_STATE_H_
+#define WEFT_FIBER_INTERNAL_THREAD_STATE_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "fiber/internal/record.h"
+#include "fiber/internal/stack_pool.h"
+#include "fiber/internal/wait_block.h"
+
+namespace fiber::internal {
+
+// What the next context does, first thing, for the one that was left. park.h has the transitions.
+enum class After : uint8_t { kNothing, kYield, kPark, kDone };
+
+// The C++ runtime's per-thread exception state (Itanium C++ ABI, __cxa_eh_globals).
+struct ExceptionState {
+  void* caught;
+  unsigned int uncaught;
+};
+
+// ThreadState is what the fiber layer knows about one OS thread, worker or plain. Everything is the thread's own.
+//
+// A pointer to it must not be kept across a park: the fiber may come back on another thread. Switch() therefore
+// returns the state of the thread it came back on, and ThisThread() is opaque to the compiler, which would
+// otherwise keep thread_local addresses across a park.
+struct ThreadState {
+  Record* current = nullptr;         // the fiber on this thread; null: the thread is on its own stack
+  Scheduler* scheduler = nullptr;    // whose worker this is; null: a plain thread
+  void* worker = nullptr;            // the scheduler's own per-thread state
+  int64_t round_ns = 0;              // the clock as last read by the scheduler on this thread
+
+  // Handed over across a switch.
+  Record* from = nullptr;            // null: the thread's own stack was left
+  WaitBlock* ended = nullptr;        // kDone: the stack that was left for good
+  After after = After::kNothing;
+  void* own_context = nullptr;       // the thread's own stack while a fiber runs
+
+  // Recorded at start: compilers fold calls of __errno_location and __cxa_get_globals across a park.
+  int* errno_address = nullptr;
+  ExceptionState* exceptions = nullptr;
+
+  WaitBlock* plain_block = nullptr;  // what this thread waits through when it is on its own stack
+  StackCache stacks[kStackClasses];
+  Record* free_records = nullptr;
+  uint32_t free_record_count = 0;
+  uint64_t next_id = 0;
+  uint64_t end_id = 0;
+
+  // Sanitizers: the thread's own stack and context.
+  const void* own_stack_bottom = nullptr;
+  size_t own_stack_size = 0;
+  void* own_sanitizer_fiber = nullptr;
+};
+
+// The calling thread's state. Never inlined, never folded.
+ThreadState& ThisThread();
+
+// The block through which the calling thread waits when it is on its own stack.
+WaitBlock& PlainBlock(ThreadState& thread);
+
+// The machine's monotonic clock.
+int64_t MonotonicNs();
+// The clock of the caller's scheduler.
+int64_t NowNs();
+
+// Ends the process with a message: for misuse that can only be a bug. Names the running fiber.
+[[noreturn]] void Fatal(const char* format, ...) __attribute__((format(printf, 1, 2)));
+// One line on stderr.
+void LogLine(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+}  // namespace fiber::internal
+
+#endif  // WEFT_FIBER_INTERNAL_THREAD_STATE_H_

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef WEFT_FIBER_SCHEDULER_H_
+#define WEFT_FIBER_SCHEDULER_H_
+
+#include <cstdint>
+
+#include "fiber/internal/record.h"
+#include "fiber/internal/thread_state.h"
+
+namespace fiber {
+namespace internal {
+void SchedulePoint();
+}
+
+// Scheduler is the seam between a fiber and whoever runs it: the fiber layer parks and unparks through it without
+// knowing about threads. `sched` implements it with work-stealing workers, `fiber/sim` with one thread, a seed and
+// a virtual clock. Users of fibers never see it.
+//
+// Who may call: "any thread" means any thread at all, also another scheduler's; "worker" means a thread whose
+// ThreadState names this scheduler. Every function: Never blocks.
+class Scheduler {
+ public:
+  virtual ~Scheduler() = default;
+
+  // A fiber that was just spawned, in state New. Any thread. Neither may be touched afterwards.
+  virtual void QueueNew(internal::Record& fiber) = 0;
+  // A New fiber that found no stack, to try again. Any thread. Neither may be touched afterwards.
+  virtual void RequeueNew(internal::Record& fiber) = 0;
+  // A fiber in state Ready that was unparked. Any thread. The caller may touch neither fiber nor scheduler afterwards.
+  virtual void QueueReady(internal::Record& fiber) = 0;
+  // A fiber in state Ready that yielded; called after the switch. Worker.
+  virtual void QueueYielded(internal::Record& fiber) = 0;
+
+  // The successor of a fiber that parks or ended: Ready, or New with a stack bound. Null: switch to the thread's own
+  // stack, where the worker looks further and sleeps. A New successor of the right class takes over `spare`, the stack
+  // of a fiber that ended; null: there is none. Worker.
+  virtual internal::Record* TakeNext(internal::ThreadState& thread, internal::WaitBlock* spare) = 0;
+  // The successor of a fiber that yields. Null: nobody else is there, go on. Worker.
+  virtual internal::Record* TakeNextForYield(internal::ThreadState& thread) = 0;
+
+  // Calls internal::OnTimer(block, now) at `deadline_ns` or, slightly, later. Worker.
+  virtual void ArmTimer(internal::ThreadState& thread, internal::WaitBlock& block,
+                        int64_t deadline_ns) = 0;
+  // This scheduler's clock. Any thread.
+  virtual int64_t NowNs() = 0;
+
+  // A fiber ended: the last that is heard of it. Worker.
+  virtual void OnFiberEnded(internal::ThreadState& thread) = 0;
+  // A point at which a simulation may run somebody else, as another worker would. Worker, on a fiber's stack.
+  virtual void SchedulePoint(internal::ThreadState&) {}
+
+  // The stack class of fibers that ask for none.
+  virtual internal::StackClass default_stack_class() const = 0;
+
+  // Whether all its fibers, present and future, are cancelled. Any thread. order: cancel
+  bool is_cancelled() const { return is_cancelled_.load(std::memory_order_seq_cst); }
+
+ protected:
+  explicit Scheduler(bool is_simulation) : is_simulation_(is_simulation) {}
+  void SetCancelled() { is_cancelled_.store(true, std::memory_order_seq_cst); }  // order: cancel
+
+ private:
+  friend void internal::SchedulePoint();
+
+  internal::Atomic<bool> is_cancelled_{false};
+  const bool is_simulation_;
+};
+
+}  // namespace fiber
+
+#endif  // WEFT_FIBER_SCHEDULER_H_
