@@ -10,6 +10,7 @@ void FinishJoin(ThreadState& thread, Record& fiber) {
   uintptr_t word = fiber.join.load(std::memory_order_relaxed);
   for (;;) {
     if (word == kJoinDetached) {
+      if (fiber.run != nullptr) fiber.run(fiber);  // a handle was given up: discards the outcome
       FreeRecord(thread, fiber);
       return;
     }

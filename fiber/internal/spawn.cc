@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "fiber/internal/spawn.h"
+
+#include <vector>
+
+#include "fiber/internal/join.h"
+#include "fiber/internal/spin_lock.h"
+#include "fiber/scheduler.h"
+
+namespace fiber::internal {
+namespace {
+
+// The schedulers that spawns from plain threads could mean.
+struct Schedulers {
+  SpinLock lock;
+  std::vector<Scheduler*> all ABSL_GUARDED_BY(lock);
+};
+
+Schedulers& AllSchedulers() {
+  static Schedulers* const schedulers = new Schedulers;
+  return *schedulers;
+}
+
+Scheduler& OnlyScheduler(std::source_location site) {
+  Schedulers& schedulers = AllSchedulers();
+  SpinLockHolder hold(schedulers.lock);
+  if (schedulers.all.size() == 1) return *schedulers.all[0];
+  Fatal("spawn at %s:%u from a plain thread, but %s runtime is running; use sched::Runtime::Go to say which",
+        site.file_name(), static_cast<unsigned>(site.line()),
+        schedulers.all.empty() ? "no" : "more than one");
+}
+
+StackClass ClassFor(size_t bytes) {
+  for (int i = 0; i < kStackClasses; ++i) {
+    if (bytes <= kStackClassBytes[i]) return static_cast<StackClass>(i);
+  }
+  Fatal("FiberOptions::stack_bytes = %zu, but the largest stack is %zu bytes", bytes,
+        kStackClassBytes[kStackClasses - 1]);
+}
+
+}  // namespace
+
+void RegisterScheduler(Scheduler& scheduler) {
+  Schedulers& schedulers = AllSchedulers();
+  SpinLockHolder hold(schedulers.lock);
+  schedulers.all.push_back(&scheduler);
+}
+
+void UnregisterScheduler(Scheduler& scheduler) {
+  Schedulers& schedulers = AllSchedulers();
+  SpinLockHolder hold(schedulers.lock);
+  std::erase(schedulers.all, &scheduler);
+}
+
+Record& NewFiber(Scheduler* scheduler, SpawnExtras* extras, size_t stack_bytes,
+                 std::source_location site) {
+  ThreadState& thread = ThisThread();
+  if (scheduler == nullptr) {
+    scheduler = thread.scheduler != nullptr ? thread.scheduler : &OnlyScheduler(site);
+  }
+  Record& fiber = AllocateRecord(thread);
+  fiber.scheduler = scheduler;
+  fiber.site = site;
+  fiber.parent_id =
+      thread.current == nullptr ? 0 : thread.current->id.load(std::memory_order_relaxed);
+  const StackClass cls =
+      stack_bytes == 0 ? scheduler->default_stack_class() : ClassFor(stack_bytes);
+  fiber.flags = static_cast<uint32_t>(cls) << Record::kStackClassShift;
+  if (extras != nullptr) {
+    fiber.flags |= Record::kFlagHeapTask;
+    fiber.heap_task() = nullptr;
+    fiber.extras() = extras;
+  }
+  return fiber;
+}
+
+void StartFiber(Record& fiber) {
+  Scheduler* scheduler = fiber.scheduler;
+  scheduler->QueueNew(fiber);
+  SchedulePoint();
+}
+
+void DropFiber(Record& fiber) {
+  if ((fiber.flags & Record::kFlagHeapTask) != 0) delete fiber.extras();
+  FreeRecord(ThisThread(), fiber);
+}
+
+void TerminateForEscaped(Record& fiber, std::exception_ptr error) {
+  const std::string who = Describe(fiber);
+  try {
+    std::rethrow_exception(std::move(error));
+  } catch (const std::exception& e) {
+    LogLine("fatal: %s ended with an exception nobody joins: %s", who.c_str(), e.what());
+  } catch (...) {
+    LogLine("fatal: %s ended with an exception nobody joins, of unknown type", who.c_str());
+  }
+  std::terminate();
+}
+
+void CheckJoinable(Record& fiber, const char* operation) {
+  if (ThisThread().current == &fiber) Fatal("%s joins itself (%s)", Describe(fiber).c_str(), operation);
+}
+
+void JoinOrCancel(Record& fiber) {
+  CheckJoinable(fiber, "Join");
+  if (IsDone(fiber)) return;
+  const absl::Status status = WaitDone(fiber, Deadline::Never());
+  if (status.ok()) return;
+  Cancel(fiber, status);
+  (void)WaitDone(fiber, Deadline::Never(), Interruptible::kNo);  // cannot fail
+}
+
+void CancelAndJoin(Record& fiber) {
+  CheckJoinable(fiber, "dropped handle");
+  if (IsDone(fiber)) return;
+  Cancel(fiber, absl::CancelledError("its JoinHandle was dropped"));
+  (void)WaitDone(fiber, Deadline::Never(), Interruptible::kNo);  // cannot fail
+}
+
+void DetachFiber(Record& fiber) {
+  if (Detach(fiber)) ReleaseFiber(fiber);
+}
+
+void ReleaseFiber(Record& fiber) {
+  if (fiber.run != nullptr) fiber.run(fiber);
+  FreeRecord(ThisThread(), fiber);
+}
+
+}  // namespace fiber::internal

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "fiber/this_fiber.h"
+
+#include <sched.h>
+
+#include <string>
+
+#include "fiber/internal/context.h"
+#include "fiber/internal/thread_state.h"
+#include "fiber/internal/wait.h"
+
+namespace fiber {
+
+using internal::Record;
+using internal::ThisThread;
+using internal::Wait;
+using internal::WaitBlock;
+
+absl::Status Sleep(Deadline deadline) {
+  Wait wait(WaitReason::kSleep, nullptr);
+  absl::Status status = wait.Check(deadline);
+  if (absl::IsDeadlineExceeded(status)) return absl::OkStatus();
+  if (!status.ok()) return status;
+  wait.Open();  // linked nowhere: only the deadline or a cancellation claims it
+  status = wait.StatusOf(wait.Park(deadline));
+  return absl::IsDeadlineExceeded(status) ? absl::OkStatus() : status;
+}
+
+void Yield() {
+  if (ThisThread().current == nullptr) {
+    sched_yield();  // cannot fail
+    return;
+  }
+  internal::YieldFiber();
+}
+
+absl::Status CheckCancelled() {
+  const Record* current = ThisThread().current;
+  return current == nullptr ? absl::OkStatus() : internal::CancelStatus(*current);
+}
+
+FiberId CurrentId() {
+  const Record* current = ThisThread().current;
+  return current == nullptr ? 0 : current->id.load(std::memory_order_relaxed);
+}
+
+std::string_view CurrentName() {
+  const Record* current = ThisThread().current;
+  if (current == nullptr) return {};
+  const WaitBlock* block = current->block.load(std::memory_order_relaxed);
+  return block->name == nullptr ? std::string_view() : std::string_view(*block->name);
+}
+
+void SetCurrentName(std::string_view name) {
+  const Record* current = ThisThread().current;
+  if (current == nullptr) return;
+  WaitBlock* block = current->block.load(std::memory_order_relaxed);
+  if (block->name == nullptr) {
+    block->name = new std::string(name);
+  } else {
+    *block->name = name;
+  }
+}
+
+}  // namespace fiber

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The fiber that is running.
+#ifndef WEFT_FIBER_THIS_FIBER_H_
+#define WEFT_FIBER_THIS_FIBER_H_
+
+#include <cstdint>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "fiber/deadline.h"
+
+namespace fiber {
+
+// FiberId names a fiber for the life of the process. Zero: none.
+using FiberId = uint64_t;
+
+// Waits until `deadline`. Parks the fiber; blocks the thread when called from a plain one. OK when the time has come,
+// at once if it is past; kCancelled if the fiber was cancelled.
+//
+//   if (absl::Status status = fiber::Sleep(absl::Milliseconds(20)); !status.ok()) return status;
+absl::Status Sleep(Deadline deadline);
+
+// Lets the other runnable fibers of this worker run first. Stays runnable; returns at once if there are none. From a
+// plain thread: sched_yield. Never blocks.
+void Yield();
+
+// kCancelled if this fiber was cancelled, with the cause's message; else OK. Always OK on a plain thread. Never blocks.
+absl::Status CheckCancelled();
+
+// The running fiber's id; zero on a plain thread. Never blocks.
+FiberId CurrentId();
+
+// The running fiber's name; empty if it has none, or on a plain thread. Valid until the name is set anew or the fiber
+// ends. Never blocks.
+std::string_view CurrentName();
+
+// Names the running fiber, for messages and dumps. No effect on a plain thread. Never blocks.
+void SetCurrentName(std::string_view name);
+
+}  // namespace fiber
+
+#endif  // WEFT_FIBER_THIS_FIBER_H_
