@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef WEFT_SCHED_RUNTIME_H_
+#define WEFT_SCHED_RUNTIME_H_
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <source_location>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "fiber/deadline.h"
+#include "fiber/go.h"
+
+namespace sched {
+
+// RuntimeOptions describes a runtime.
+struct RuntimeOptions {
+  // Worker threads. 0: the environment's WEFT_WORKERS, else the smaller of the CPUs this process may run on and the
+  // tightest CPU quota of its control groups, rounded up. At most 1024. More than one fiber runs at a time even with
+  // one worker once spare workers exist: it is no mutual exclusion.
+  int workers = 0;
+  // How long Run() and ~Runtime wait for cancelled fibers before they name the survivors and end the process.
+  absl::Duration drain = absl::Seconds(10);
+  // Stack of fibers that ask for none; rounded up to a class (64 KiB, 256 KiB, 1 MiB, 8 MiB). Address space only:
+  // pages are committed as they are touched. Multiplied by four in sanitizer builds, whose frames are larger.
+  size_t default_stack_bytes = size_t{256} << 10;
+};
+
+// Stats are counters of a runtime, consistent enough to watch it.
+struct Stats {
+  int workers = 0;              // threads that run fibers
+  uint64_t fibers_spawned = 0;
+  uint64_t fibers_live = 0;     // spawned and not ended
+  uint64_t steals = 0;          // times a worker took another's fibers
+  uint64_t worker_wakes = 0;    // times an idle worker was woken on purpose
+};
+
+namespace internal {
+class Core;
+}
+
+// Runtime runs fibers on worker threads, for programs that keep their own main loop. Several may coexist, and be
+// started and stopped repeatedly. sched::Run() is all that most programs need.
+//
+//   sched::Runtime runtime({.workers = 2});
+//   auto answer = runtime.Spawn([] { return Compute(); });      // from any thread
+//   Use(answer.Join());                                         // blocks this thread
+//   absl::Status status = runtime.Shutdown(absl::Seconds(5));   // cancel, drain
+//
+// Thread safety: Go, Spawn and stats from any thread; Shutdown and destruction by one, and not by a fiber of its own.
+// Handles of its fibers are joined or dropped before it is destroyed.
+class Runtime {
+ public:
+  // Starts the workers. Ends the process with a message that names the limit if not one thread can be had; runs with
+  // fewer workers than asked for, and says so once, if only some can.
+  Runtime();
+  explicit Runtime(RuntimeOptions options);
+  // Shutdown(options.drain). If fibers survive that, names them and ends the process. Blocks the thread.
+  ~Runtime();
+  Runtime(const Runtime&) = delete;
+  Runtime& operator=(const Runtime&) = delete;
+
+  // fiber::Go and fiber::Spawn on this runtime. Once it has stopped, a spawn ends the process. Never blocks.
+  template <std::invocable F>
+  void Go(F fn, std::source_location site = std::source_location::current()) {
+    fiber::internal::GoOn(scheduler(), std::move(fn), site);
+  }
+  template <std::invocable F>
+  void Go(fiber::FiberOptions options, F fn,
+          std::source_location site = std::source_location::current()) {
+    fiber::internal::GoOn(scheduler(), std::move(options), std::move(fn), site);
+  }
+  template <std::invocable F>
+  auto Spawn(F fn, std::source_location site = std::source_location::current()) {
+    return fiber::internal::SpawnOn(scheduler(), std::move(fn), site);
+  }
+  template <std::invocable F>
+  auto Spawn(fiber::FiberOptions options, F fn,
+             std::source_location site = std::source_location::current()) {
+    return fiber::internal::SpawnOn(scheduler(), std::move(options), std::move(fn), site);
+  }
+
+  // Cancels every fiber, waits until all have ended, and stops the workers. kDeadlineExceeded names the fibers that are
+  // left, with what they wait for; the runtime then goes on and Shutdown may be called again. OK at once when it has
+  // stopped before. Blocks the thread.
+  absl::Status Shutdown(fiber::Deadline deadline);
+
+  // Never blocks.
+  Stats stats() const;
+
+ private:
+  fiber::Scheduler* scheduler() const;
+
+  internal::Core* const core_;
+};
+
+}  // namespace sched
+
+#endif  // WEFT_SCHED_RUNTIME_H_
