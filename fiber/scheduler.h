@@ -35,8 +35,9 @@ class Scheduler {
   // stack, where the worker looks further and sleeps. A New successor of the right class takes over `spare`, the stack
   // of a fiber that ended; null: there is none. Worker.
   virtual internal::Record* TakeNext(internal::ThreadState& thread, internal::WaitBlock* spare) = 0;
-  // The successor of a fiber that yields. Null: nobody else is there, go on. Worker.
-  virtual internal::Record* TakeNextForYield(internal::ThreadState& thread) = 0;
+  // Whether a fiber that yields gives up its worker: to *next, as for TakeNext. False: nobody else is there, go on.
+  // Worker.
+  virtual bool TakeNextForYield(internal::ThreadState& thread, internal::Record** next) = 0;
 
   // Calls internal::OnTimer(block, now) at `deadline_ns` or, slightly, later. Worker.
   virtual void ArmTimer(internal::ThreadState& thread, internal::WaitBlock& block,

@@ -23,8 +23,7 @@ void ReturnStack(ThreadState& thread, WaitBlock& block) {
   StackCache& cache = thread.stacks[static_cast<int>(block.stack_class)];
   cache.Push(&block);
   StackDepot& depot = StackDepot::Get();
-  if (cache.size() <= StackCache::kMost && !depot.HasWaiters()) [[likely]] return;
-  depot.GiveFrom(cache);
+  if (cache.size() > StackCache::kMost || depot.HasWaiters()) [[unlikely]] depot.GiveFrom(cache);
 }
 
 // First thing on the context that was switched to: what the one that was left could not do for itself.
@@ -191,8 +190,8 @@ bool BindStack(ThreadState& thread, Record& fiber, WaitBlock* spare) {
 
 void YieldFiber() {
   ThreadState& thread = ThisThread();
-  Record* next = thread.scheduler->TakeNextForYield(thread);
-  if (next == nullptr) return;
+  Record* next = nullptr;
+  if (!thread.scheduler->TakeNextForYield(thread, &next)) return;
   const int saved_errno = *thread.errno_address;
   ThreadState& back = Switch(thread, next, After::kYield);
   *back.errno_address = saved_errno;

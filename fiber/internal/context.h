@@ -18,9 +18,6 @@ ThreadState& Switch(ThreadState& thread, Record* to, After after);
 // none, and the fiber waits in the depot's list until somebody returns one. By a worker.
 bool BindStack(ThreadState& thread, Record& fiber, WaitBlock* spare);
 
-// Hands the thread's cached stacks to the process. At thread exit.
-void ReturnStacks(ThreadState& thread);
-
 // The running fiber yields: Running → Ready, behind the others. Returns at once if there are none.
 void YieldFiber();
 

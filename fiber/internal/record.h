@@ -50,9 +50,9 @@ struct alignas(128) Record {
   uint32_t flags = 0;                // kFlag…; const from spawn to release
   Record* next = nullptr;            // link of the queue that holds it
   Atomic<WaitBlock*> block{nullptr};  // from the first run to the end; order: owner (release / acquire)
-  Scheduler* scheduler = nullptr;
+  Scheduler* scheduler = nullptr;    // const from spawn to release; who walks the slabs reads it with SchedulerOf
   Atomic<uint64_t> id{0};            // 0: free. Never reused
-  std::source_location site;
+  std::source_location site;         // const from spawn to release
   uint64_t parent_id = 0;
 
   // What spawn, end and join touch.
@@ -72,6 +72,11 @@ struct alignas(128) Record {
   SpawnExtras*& extras() { return reinterpret_cast<SpawnExtras**>(storage)[1]; }
 };
 static_assert(sizeof(Record) == 128);
+
+// A record's scheduler, for those who walk the slabs while records are released and spawned anew.
+inline Scheduler* SchedulerOf(Record& record) {
+  return std::atomic_ref<Scheduler*>(record.scheduler).load(std::memory_order_relaxed);
+}
 
 // Takes a record from the thread's free list, the process's, or fresh memory. Throws std::bad_alloc, as every
 // allocation of a spawn may, when there is none.

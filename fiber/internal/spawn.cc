@@ -59,7 +59,7 @@ Record& NewFiber(Scheduler* scheduler, SpawnExtras* extras, size_t stack_bytes,
     scheduler = thread.scheduler != nullptr ? thread.scheduler : &OnlyScheduler(site);
   }
   Record& fiber = AllocateRecord(thread);
-  fiber.scheduler = scheduler;
+  std::atomic_ref<Scheduler*>(fiber.scheduler).store(scheduler, std::memory_order_relaxed);
   fiber.site = site;
   fiber.parent_id =
       thread.current == nullptr ? 0 : thread.current->id.load(std::memory_order_relaxed);

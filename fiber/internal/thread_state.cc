@@ -57,7 +57,6 @@ struct Reaper {
     ThreadState* thread = this_thread;
     if (thread == nullptr) return;
     ReturnFreeRecords(*thread);
-    ReturnStacks(*thread);
     if (thread->plain_block != nullptr) PlainBlocks::Get().Give(thread->plain_block);
     this_thread = nullptr;
     delete thread;
@@ -81,7 +80,6 @@ ThreadState* NewThreadState() {
 #ifdef WEFT_TSAN
   thread->own_sanitizer_fiber = __tsan_get_current_fiber();
 #endif
-  RegisterStackCaches(*thread);
   this_thread = thread;
   (void)&reaper;  // constructed from here on
   return thread;
@@ -95,6 +93,19 @@ __attribute__((noinline)) ThreadState& ThisThread() {
   ThreadState* thread = this_thread;
   if (thread == nullptr) [[unlikely]] thread = NewThreadState();
   return *thread;
+}
+
+void BecomeWorker(ThreadState& thread, Scheduler& scheduler, void* worker) {
+  if (thread.scheduler != nullptr) Fatal("a worker of one runtime cannot become another's");
+  thread.scheduler = &scheduler;
+  thread.worker = worker;
+  StackDepot::Get().RegisterCaches(thread.stacks);
+}
+
+void StopBeingWorker(ThreadState& thread) {
+  StackDepot::Get().UnregisterCaches(thread.stacks);
+  thread.scheduler = nullptr;
+  thread.worker = nullptr;
 }
 
 WaitBlock& PlainBlock(ThreadState& thread) {

@@ -57,6 +57,11 @@ struct ThreadState {
 // The calling thread's state. Never inlined, never folded.
 ThreadState& ThisThread();
 
+// The calling thread runs fibers of `scheduler` from here on, with `worker` as the scheduler's own per-thread state.
+void BecomeWorker(ThreadState& thread, Scheduler& scheduler, void* worker);
+// Gives back what only a worker keeps.
+void StopBeingWorker(ThreadState& thread);
+
 // The block through which the calling thread waits when it is on its own stack.
 WaitBlock& PlainBlock(ThreadState& thread);
 

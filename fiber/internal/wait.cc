@@ -4,6 +4,7 @@
 #include "fiber/internal/context.h"
 #include "fiber/internal/futex.h"
 #include "fiber/internal/park.h"
+#include "fiber/internal/stack_guard.h"
 #include "fiber/scheduler.h"
 
 namespace fiber::internal {
@@ -74,7 +75,7 @@ uint32_t Wait::Park(Deadline deadline) {
 }
 
 void Wait::ParkFiber() {
-  if (!block_->is_stack_guarded) CheckCanary(*block_);
+  CheckCanary(*block_);
   if (TryFinishParkEarly(*fiber_)) return;
   ThreadState& thread = ThisThread();
   const int saved_errno = *thread.errno_address;
