@@ -1,0 +1,513 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "fiber/internal/stack_pool.h"
+
+#include <pthread.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <new>
+#include <string>
+
+#include "fiber/internal/record.h"
+#include "fiber/internal/sanitizer.h"
+#include "fiber/internal/thread_state.h"
+#include "fiber/scheduler.h"
+
+#ifdef WEFT_ASAN
+#include <sanitizer/lsan_interface.h>
+#endif
+
+namespace fiber::internal {
+namespace {
+
+constexpr size_t kMostTaken = 32;                       // by one call
+constexpr int64_t kCarveRetryNs = 10'000'000;           // asking a kernel that said no costs some 10 µs
+constexpr int64_t kLogIntervalNs = 10'000'000'000;
+
+size_t UsableBytes(const WaitBlock& block) {
+  return static_cast<size_t>(block.stack_high - block.stack_low);
+}
+
+// What stacks and names of fibers point to is not leaked.
+void RegisterWithLeakSanitizer([[maybe_unused]] const StackArena& arena,
+                               [[maybe_unused]] uint32_t first, [[maybe_unused]] uint32_t count) {
+#ifdef WEFT_ASAN
+  __lsan_register_root_region(arena.block(first), count * StackArena::kBlockStride);
+  for (uint32_t i = first; i < first + count; ++i) {
+    __lsan_register_root_region(arena.block(i)->stack_low, UsableBytes(*arena.block(i)));
+  }
+#endif
+}
+
+GuardMode BestGuardMode(GuardMode wanted) {
+#ifdef WEFT_ASAN
+  return std::max(wanted, GuardMode::kMprotect);
+#else
+  return wanted;
+#endif
+}
+
+}  // namespace
+
+void StackDepot::Chain::Append(WaitBlock& block) {
+  SetNextFree(block, nullptr);
+  if (last == nullptr) {
+    first = &block;
+  } else {
+    SetNextFree(*last, &block);
+  }
+  last = &block;
+  ++count;
+}
+
+void StackDepot::FreeList::Push(const Chain& chain) {
+  if (chain.count == 0) return;
+  size_ += chain.count;
+  size_t length = chain.count;
+  WaitBlock* next = top_;
+  // Short chains grow together, or taking many would become taking one.
+  if (top_ != nullptr && length + top_->waiter.amount <= kMostTaken) {
+    SetNextFree(*chain.last, top_);
+    length += top_->waiter.amount;
+    next = static_cast<WaitBlock*>(top_->waiter.value);
+  }
+  top_ = chain.first;
+  top_->waiter.amount = static_cast<uint32_t>(length);
+  top_->waiter.value = next;
+}
+
+StackDepot::Chain StackDepot::FreeList::Pop(size_t most) {
+  Chain chain;
+  if (top_ == nullptr || most == 0) return chain;
+  chain.first = top_;
+  const size_t length = top_->waiter.amount;
+  WaitBlock* next = static_cast<WaitBlock*>(top_->waiter.value);
+  chain.count = std::min(most, length);
+  chain.last = chain.first;
+  for (size_t i = 1; i < chain.count; ++i) chain.last = NextFree(*chain.last);
+  if (chain.count < length) {
+    WaitBlock* rest = NextFree(*chain.last);
+    rest->waiter.amount = static_cast<uint32_t>(length - chain.count);
+    rest->waiter.value = next;
+    next = rest;
+  }
+  SetNextFree(*chain.last, nullptr);
+  chain.first->waiter.value = nullptr;
+  top_ = next;
+  size_ -= chain.count;
+  return chain;
+}
+
+StackDepot& StackDepot::Make() {
+  auto* depot = new StackDepot(StackPoolOptions{});
+  // Refused for want of memory: then only a fork in the middle of a Take() or Give() would suffer.
+  (void)pthread_atfork(BeforeFork, AfterForkInParent, AfterForkInChild);
+  return *depot;
+}
+
+StackDepot::StackDepot(const StackPoolOptions& options)
+    : options_(options), guards_(std::in_place, BestGuardMode(options.guard), options.mprotect_budget) {}
+
+void StackDepot::SetOptions(const StackPoolOptions& options) {
+  Record* startable;
+  {
+    std::lock_guard carving(carve_mutex_);
+    SpinLockHolder hold(lock_);
+    if (options.guard != options_.guard || options.mprotect_budget != options_.mprotect_budget) {
+      guards_.emplace(BestGuardMode(options.guard), options.mprotect_budget);
+    }
+    if (options.commit_by_chunk != options_.commit_by_chunk ||
+        options.max_arena_slots != options_.max_arena_slots) {
+      for (StackArena*& arena : arena_) arena = nullptr;
+    }
+    options_ = options;
+    for (Pool& pool : pools_) pool.carve_failure = absl::OkStatus();
+    startable = PopWaitersLocked();
+  }
+  Start(startable);
+}
+
+size_t StackDepot::HeadroomLocked() const {
+  if (options_.max_stack_memory == 0) return SIZE_MAX / 2;
+  const size_t most = options_.max_stack_memory / kPageBytes;
+  const size_t charged = carved_ - discarded_idle_;
+  return charged < most ? most - charged : 0;
+}
+
+size_t StackDepot::TakeableLocked(const Pool& pool, const StackLayout& layout) const {
+  const size_t others = is_discard_refused_ ? 0 : resident_idle_ - pool.resident.size();
+  const size_t carvable = pool.carve_failure.ok() ? layout.batch : 0;
+  return pool.resident.size() +
+         std::min(HeadroomLocked() + others, pool.discarded.size() + carvable);
+}
+
+void StackDepot::PushLocked(const Chain& resident, const Chain& discarded) {
+  if (resident.count > 0) {
+    pools_[static_cast<int>(resident.first->stack_class)].resident.Push(resident);
+    resident_idle_ += resident.count;
+  }
+  if (discarded.count > 0) {
+    pools_[static_cast<int>(discarded.first->stack_class)].discarded.Push(discarded);
+    discarded_idle_ += discarded.count;
+  }
+}
+
+StackDepot::Chain StackDepot::PopLocked(Pool& pool, size_t want) {
+  Chain chain = pool.resident.Pop(want);
+  resident_idle_ -= chain.count;
+  if (chain.count == 0) {
+    chain = pool.discarded.Pop(std::min(want, HeadroomLocked()));
+    discarded_idle_ -= chain.count;
+  }
+  return chain;
+}
+
+WaitBlock* StackDepot::Take(StackClass cls, size_t want, absl::Status* why) {
+  want = std::clamp<size_t>(want, 1, kMostTaken);
+  Pool* pool;
+  for (;;) {
+    bool is_memory_used_up;
+    {
+      SpinLockHolder hold(lock_);
+      pool = &pools_[static_cast<int>(cls)];
+      if (WaitBlock* list = PopLocked(*pool, want).first; list != nullptr) return list;
+      is_memory_used_up = HeadroomLocked() == 0;
+    }
+    if (!is_memory_used_up) break;
+    // Idle stacks of other classes hold what is missing.
+    if (DiscardIdle(want) == 0) {
+      *why = absl::ResourceExhaustedError(
+          "no stack for another fiber: RuntimeOptions::max_stack_memory is reached; raise it");
+      return nullptr;
+    }
+  }
+
+  std::lock_guard carving(carve_mutex_);
+  {
+    SpinLockHolder hold(lock_);
+    // Whoever carved meanwhile left some.
+    if (WaitBlock* list = PopLocked(*pool, want).first; list != nullptr) return list;
+    if (!pool->carve_failure.ok() && MonotonicNs() < pool->carve_retry_ns) {
+      *why = pool->carve_failure;
+      return nullptr;
+    }
+  }
+  absl::Status failure;
+  const Chain made = Carve(cls, &failure);
+  Record* startable = nullptr;
+  Chain chain;
+  {
+    SpinLockHolder hold(lock_);
+    pool->carve_failure = failure;
+    if (made.count == 0) {
+      pool->carve_retry_ns = MonotonicNs() + kCarveRetryNs;
+    } else {
+      pool->carved += made.count;
+      carved_ += made.count;
+      PushLocked({}, made);
+      chain = PopLocked(*pool, want);
+      startable = PopWaitersLocked();
+    }
+  }
+  Start(startable);
+  if (chain.count > 0) return chain.first;
+  *why = !failure.ok() ? failure
+                       : absl::ResourceExhaustedError("no stack for another fiber: "
+                                                      "RuntimeOptions::max_stack_memory is reached; raise it");
+  return nullptr;
+}
+
+StackDepot::Chain StackDepot::Carve(StackClass cls, absl::Status* why) {
+  const StackLayout& layout = LayoutOf(cls);
+  StackArena*& arena = arena_[static_cast<int>(cls)];
+  if (arena == nullptr ||
+      arena->carved.load(std::memory_order_relaxed) == arena->slot_count) {
+    StackArena* reserved =
+        ReserveArena(cls, options_.max_arena_slots, options_.commit_by_chunk, why);
+    if (reserved == nullptr) return {};
+    arena = reserved;
+    PublishArena(*arena);
+    SpinLockHolder hold(lock_);
+    ++arenas_;
+  }
+  const uint32_t first = arena->carved.load(std::memory_order_relaxed);
+  const uint32_t count = std::min(layout.batch, arena->slot_count - first);
+  *why = CommitSlots(*arena, first, count);
+  if (!why->ok()) return {};
+
+  iovec ranges[kMaxStackBatch];
+  bool is_guarded[kMaxStackBatch];
+  for (uint32_t i = 0; i < count; ++i) {
+    ranges[i] = {arena->slot(first + i), layout.guard_bytes};
+  }
+  guards_->Install(ranges, count, is_guarded);
+
+  Chain chain;
+  for (uint32_t i = 0; i < count; ++i) {
+    auto* block = new (arena->block(first + i)) WaitBlock;
+    block->stack_class = cls;
+    block->is_stack_guarded = is_guarded[i];
+    block->stack_low = arena->slot(first + i) + layout.guard_bytes;
+    block->stack_high = block->stack_low + layout.usable_bytes;
+    chain.Append(*block);
+  }
+  RegisterWithLeakSanitizer(*arena, first, count);
+  arena->carved.store(first + count, std::memory_order_release);  // order: arena
+  return chain;
+}
+
+void StackDepot::Sort(WaitBlock* list, Chain* resident, Chain* discarded) {
+  while (list != nullptr) {
+    WaitBlock* next = NextFree(*list);
+    (list->is_stack_resident ? resident : discarded)->Append(*list);
+    list = next;
+  }
+}
+
+void StackDepot::Give(WaitBlock* list) {
+  Chain resident;
+  Chain discarded;
+  Sort(list, &resident, &discarded);
+  bool is_too_much;
+  {
+    SpinLockHolder hold(lock_);
+    is_too_much = waiting_.load(std::memory_order_relaxed) == 0 &&
+                  resident_idle_ + resident.count > options_.max_resident_idle;
+  }
+  if (is_too_much) Discard(&resident, &discarded);
+  Record* startable;
+  {
+    SpinLockHolder hold(lock_);
+    PushLocked(resident, discarded);
+    startable = PopWaitersLocked();
+  }
+  Start(startable);
+}
+
+void StackDepot::Discard(Chain* resident, Chain* discarded) {
+  iovec ranges[kMaxStackBatch];
+  bool is_discarded[kMaxStackBatch];
+  WaitBlock* blocks[kMaxStackBatch];
+  bool is_refused = false;
+  WaitBlock* list = resident->first;
+  *resident = {};
+  while (list != nullptr) {
+    size_t count = 0;
+    for (; list != nullptr && count < kMaxStackBatch; list = NextFree(*list)) {
+      blocks[count] = list;
+      ranges[count++] = {list->stack_low, UsableBytes(*list)};
+    }
+    DiscardPages(ranges, count, is_discarded);
+    for (size_t i = 0; i < count; ++i) {
+      blocks[i]->is_stack_resident = !is_discarded[i];
+      is_refused |= !is_discarded[i];
+      (is_discarded[i] ? discarded : resident)->Append(*blocks[i]);
+    }
+  }
+  SpinLockHolder hold(lock_);
+  is_discard_refused_ = is_refused;
+}
+
+size_t StackDepot::DiscardIdle(size_t most) {
+  size_t total = 0;
+  while (total < most) {
+    Chain resident;
+    {
+      SpinLockHolder hold(lock_);
+      for (Pool& pool : pools_) {
+        resident = pool.resident.Pop(std::min(most - total, kMostTaken));
+        if (resident.count > 0) break;
+      }
+      resident_idle_ -= resident.count;
+    }
+    if (resident.count == 0) break;
+    Chain discarded;
+    Discard(&resident, &discarded);
+    Record* startable;
+    {
+      SpinLockHolder hold(lock_);
+      PushLocked(resident, discarded);
+      startable = PopWaitersLocked();
+    }
+    Start(startable);
+    total += discarded.count;
+    if (resident.count > 0) break;  // refused
+  }
+  return total;
+}
+
+WaitBlock* StackDepot::TakeForCache(StackClass cls, StackCache& cache, Record& fiber) {
+  for (;;) {
+    absl::Status why;
+    if (WaitBlock* block = Take(cls, kMostTaken, &why); block != nullptr) {
+      Chain rest;
+      for (WaitBlock* next = NextFree(*block); next != nullptr;) {
+        WaitBlock* current = next;
+        next = NextFree(*current);
+        rest.Append(*current);
+      }
+      if (rest.count > 0) {
+        cache.PushList(rest.first, rest.last, static_cast<uint32_t>(rest.count));
+        if (HasWaiters()) GiveFrom(cache);
+      }
+      block->is_stack_resident = true;
+      return block;
+    }
+    if (WaitInLine(cls, fiber, why)) return nullptr;
+  }
+}
+
+bool StackDepot::WaitInLine(StackClass cls, Record& fiber, const absl::Status& why) {
+  bool is_log_due = false;
+  {
+    SpinLockHolder hold(lock_);
+    waiting_.fetch_add(1, std::memory_order_seq_cst);  // order: stack-wait
+    for (StackCache* caches : caches_) {
+      for (int i = 0; i < kStackClasses; ++i) {
+        Chain resident;
+        Chain discarded;
+        Sort(caches[i].TakeAll(), &resident, &discarded);
+        PushLocked(resident, discarded);
+      }
+    }
+    Pool& pool = pools_[static_cast<int>(cls)];
+    if (TakeableLocked(pool, LayoutOf(cls)) > 0) {
+      waiting_.fetch_sub(1, std::memory_order_relaxed);
+      return false;
+    }
+    fiber.next = nullptr;
+    (pool.last_waiting != nullptr ? pool.last_waiting->next : pool.first_waiting) = &fiber;
+    pool.last_waiting = &fiber;
+    ++pool.waiting;
+    ++waits_;
+    if (const int64_t now = MonotonicNs(); now >= next_log_ns_) {
+      next_log_ns_ = now + kLogIntervalNs;
+      is_log_due = true;
+    }
+  }
+  if (is_log_due) LogLine("%s; until then fibers wait unstarted", std::string(why.message()).c_str());
+  return true;
+}
+
+Record* StackDepot::PopWaiterLocked(Pool& pool, Record* list) {
+  Record* fiber = pool.first_waiting;
+  pool.first_waiting = fiber->next;
+  if (pool.first_waiting == nullptr) pool.last_waiting = nullptr;
+  --pool.waiting;
+  waiting_.fetch_sub(1, std::memory_order_relaxed);
+  fiber->next = list;
+  return fiber;
+}
+
+Record* StackDepot::PopWaitersLocked() {
+  Record* list = nullptr;
+  if (waiting_.load(std::memory_order_relaxed) == 0) return list;
+  for (int i = 0; i < kStackClasses; ++i) {
+    Pool& pool = pools_[i];
+    if (pool.waiting == 0) continue;
+    for (size_t most = TakeableLocked(pool, kStackLayouts[i]); most > 0 && pool.waiting > 0; --most) {
+      list = PopWaiterLocked(pool, list);
+    }
+  }
+  return list;
+}
+
+void StackDepot::Start(Record* list) {
+  Record* in_order = nullptr;  // it was linked backwards
+  while (list != nullptr) {
+    Record* next = list->next;
+    list->next = in_order;
+    in_order = list;
+    list = next;
+  }
+  while (in_order != nullptr) {
+    Record* next = in_order->next;
+    in_order->scheduler->RequeueNew(*in_order);
+    in_order = next;
+  }
+}
+
+void StackDepot::RegisterCaches(StackCache* caches) {
+  SpinLockHolder hold(lock_);
+  caches_.push_back(caches);
+}
+
+void StackDepot::UnregisterCaches(StackCache* caches) {
+  {
+    SpinLockHolder hold(lock_);
+    std::erase(caches_, caches);
+  }
+  for (int i = 0; i < kStackClasses; ++i) Give(caches[i].TakeAll());
+}
+
+void StackDepot::RetryWaiters() {
+  Record* list = nullptr;
+  {
+    SpinLockHolder hold(lock_);
+    for (Pool& pool : pools_) {
+      if (pool.waiting > 0) list = PopWaiterLocked(pool, list);
+    }
+  }
+  Start(list);
+}
+
+StackPoolStats StackDepot::Stats() const {
+  StackPoolStats stats;
+  SpinLockHolder hold(lock_);
+  stats.arenas = arenas_;
+  for (int i = 0; i < kStackClasses; ++i) {
+    stats.carved[i] = pools_[i].carved;
+    stats.free[i] = pools_[i].resident.size() + pools_[i].discarded.size();
+    stats.waiting += pools_[i].waiting;
+  }
+  stats.resident_idle = resident_idle_;
+  stats.waits = waits_;
+  for (int way = 0; way < 4; ++way) stats.guards[way] = guards_->Count(static_cast<GuardMode>(way));
+  return stats;
+}
+
+void StackDepot::BeforeFork() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  Get().carve_mutex_.lock();
+  Get().lock_.Lock();
+}
+
+void StackDepot::AfterForkInParent() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  Get().lock_.Unlock();
+  Get().carve_mutex_.unlock();
+}
+
+// The child has none of the parent's workers: those in line wait for ever.
+void StackDepot::AfterForkInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  StackDepot& depot = Get();
+  for (Pool& pool : depot.pools_) {
+    pool.first_waiting = pool.last_waiting = nullptr;
+    pool.waiting = 0;
+  }
+  depot.waiting_.store(0, std::memory_order_relaxed);
+  depot.lock_.Unlock();
+  depot.carve_mutex_.unlock();
+}
+
+size_t TrimStackBelow(WaitBlock& block, const char* below, size_t threshold_pages) {
+  const uintptr_t below_page = reinterpret_cast<uintptr_t>(below) & ~(kPageBytes - 1);
+  const auto low = reinterpret_cast<uintptr_t>(block.stack_low);
+  if (below_page < low + 2 * kPageBytes) return 0;
+  const size_t pages = (below_page - kPageBytes - low) / kPageBytes;
+  if (pages <= threshold_pages) return 0;
+  size_t resident = 0;
+  unsigned char vec[256];
+  for (size_t done = 0; done < pages; done += sizeof vec) {
+    const size_t count = std::min(pages - done, sizeof vec);
+    // EAGAIN or an old kernel without it: no reason to trim.
+    if (mincore(block.stack_low + done * kPageBytes, count * kPageBytes, vec) != 0) return 0;
+    for (size_t i = 0; i < count; ++i) resident += vec[i] & 1;
+  }
+  if (resident <= threshold_pages) return 0;
+  const iovec range = {block.stack_low, pages * kPageBytes};
+  bool is_discarded = false;
+  DiscardPages(&range, 1, &is_discarded);
+  return is_discarded ? resident * kPageBytes : 0;
+}
+
+}  // namespace fiber::internal
