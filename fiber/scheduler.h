@@ -39,7 +39,8 @@ class Scheduler {
   // Worker.
   virtual bool TakeNextForYield(internal::ThreadState& thread, internal::Record** next) = 0;
 
-  // Calls internal::OnTimer(block, now) at `deadline_ns` or, slightly, later. Worker.
+  // The block's wish was set to `deadline_ns`: files an entry if TryFile() says so, and calls OnTimer() with it when its
+  // deadline has passed. Worker.
   virtual void ArmTimer(internal::ThreadState& thread, internal::WaitBlock& block,
                         int64_t deadline_ns) = 0;
   // This scheduler's clock. Any thread.

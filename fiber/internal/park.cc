@@ -49,12 +49,37 @@ void Unpark(WaitBlock& block) {
   FutexWake(block.signal, 1);
 }
 
-int64_t OnTimer(WaitBlock& block, int64_t now_ns) {
-  block.timer.filed_ns.store(kNeverNs, std::memory_order_seq_cst);  // order: timer
+bool TryFile(WaitBlock& block, int64_t deadline_ns, int64_t lateness_ns,
+             bool is_lateness_tolerable) {
+  Atomic<int64_t>& filed_ns = block.timer.filed_ns;
+  int64_t filed = filed_ns.load(std::memory_order_seq_cst);  // order: timer
+  do {
+    const int64_t early_enough = is_lateness_tolerable ? deadline_ns : deadline_ns - lateness_ns;
+    if (filed <= early_enough) return false;
+  } while (!filed_ns.compare_exchange_weak(filed, deadline_ns,
+                                           std::memory_order_seq_cst,  // order: timer
+                                           std::memory_order_seq_cst));
+  return true;
+}
+
+int64_t OnTimer(WaitBlock& block, int64_t entry_ns, int64_t now_ns) {
+  Atomic<int64_t>& filed_ns = block.timer.filed_ns;
+  if (!filed_ns.compare_exchange_strong(entry_ns, kNeverNs,
+                                        std::memory_order_seq_cst,  // order: timer
+                                        std::memory_order_relaxed)) {
+    return kNeverNs;
+  }
   // The word first: the claim can only succeed if this very wait was open when its deadline was read.
   const uint64_t word = block.word.Load();
   const int64_t deadline = block.timer.deadline_ns.load(std::memory_order_seq_cst);  // order: timer
-  if (deadline > now_ns) return deadline;
+  if (deadline > now_ns) {
+    int64_t nothing = kNeverNs;
+    const bool is_ours = deadline != kNeverNs &&
+                         filed_ns.compare_exchange_strong(nothing, deadline,
+                                                          std::memory_order_seq_cst,  // order: timer
+                                                          std::memory_order_relaxed);
+    return is_ours ? deadline : kNeverNs;
+  }
   // A wait that opened after the word was read arms after filed_ns was cleared, and is filed by its owner.
   if (WaitWord::IsOpen(word) && block.word.TryClaim(word)) {
     block.outcome = kOutcomeDeadline;

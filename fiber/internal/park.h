@@ -89,9 +89,15 @@ void Release(Record& held);
 // Makes runnable the fiber or thread whose wait through `block` the caller has claimed. Any thread.
 void Unpark(WaitBlock& block);
 
-// A deadline timer of `block` that was filed is due. Claims the wait and unparks it if its deadline has passed at
-// `now_ns`. Returns the later instant at which to call again, or kNeverNs. By a scheduler.
-int64_t OnTimer(WaitBlock& block, int64_t now_ns);
+// For a scheduler's ArmTimer, once the block's wish is stored. False: what is filed already falls due early enough.
+// True: the caller files an entry (block, deadline_ns). An entry may fall due late by up to `lateness_ns`; the caller
+// says whether a reuse may cost the wish as much (is_lateness_tolerable).
+[[nodiscard]] bool TryFile(WaitBlock& block, int64_t deadline_ns, int64_t lateness_ns,
+                           bool is_lateness_tolerable);
+
+// An entry (block, entry_ns) is due. If it counts: claims the wait and unparks it if its deadline has passed at `now_ns`;
+// if the deadline is still to come, returns it, and the caller files an entry under it. Otherwise kNeverNs.
+int64_t OnTimer(WaitBlock& block, int64_t entry_ns, int64_t now_ns);
 
 }  // namespace fiber::internal
 

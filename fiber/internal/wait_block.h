@@ -82,14 +82,21 @@ struct Waiter {
   [[nodiscard]] inline bool TryClaim();
 };
 
-// Deadline timer of a wait. `deadline_ns` is the owner's wish, `filed_ns` where a run queue's wheel has it filed.
+// DeadlineTimer is the deadline of a wait: `deadline_ns` is the owner's wish, `filed_ns` the deadline of the one entry
+// that counts among those which schedulers have filed for this block, if any.
 //
-// Disarming only clears the wish; the entry in the wheel stays and finds nothing to do, or is filed anew under a
-// later wish. So re-arming a timeout that was not used (the common case by far) touches no lock.
+// Disarming only clears the wish; the entry stays filed and finds nothing to do, or is filed anew under a later wish. So
+// arming and disarming a timeout that is not used (the common case by far) touches no lock. Entries that do not count
+// any more are ignored when they fall due, and may be dropped.
 //
-// order: timer — store-load. Owner: store the wish, load what is filed. Wheel: store "not filed", load the wish.
-// One of them sees the other, so a wish is always filed early enough (it may be filed twice, which is harmless:
-// expiry looks at the wish again).
+//   owner, arming                                   scheduler, when an entry falls due (OnTimer)
+//   store the wish                                  CAS filed_ns: the entry's deadline → never; else it does not count
+//   filed early enough (TryFile)? then done         load the wish
+//   else CAS filed_ns → the wish, and file it       still to come: CAS filed_ns: never → the wish, and file it
+//
+// order: timer — all of these are seq_cst: the owner's store and load, the scheduler's CAS and load are a store-load
+// pair, so either the owner sees that nothing is filed, or the scheduler sees the wish. Both file by a CAS on filed_ns,
+// so the entry that counts is never later than the wish (but for what the owner's tolerance allows).
 struct DeadlineTimer {
   Atomic<int64_t> deadline_ns{kNeverNs};
   Atomic<int64_t> filed_ns{kNeverNs};
