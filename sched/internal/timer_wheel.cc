@@ -60,7 +60,8 @@ size_t TimerWheel::bytes() const {
   return bytes;
 }
 
-// Slots of 1/64 of the duration. A duration of 512 slots can lie 513 ticks ahead, hence more slots than that.
+// Slots of 1/64 of the duration. A duration of 512 slots can lie 513 ticks ahead, hence more slots
+// than that.
 int TimerWheel::LevelFor(uint64_t duration_ns) {
   static_assert(kShift[0] == 10 && kShift[kFine - 1] == 19, "three bits a level, from 2^19 ns on");
   const int width = std::bit_width(duration_ns);
@@ -99,12 +100,12 @@ void TimerWheel::Insert(void* key, int64_t deadline_ns, int64_t now_ns) {
     due_.Append(entry, pool_);
     due_since_ns_ = std::min(due_since_ns_, now_ns_);
   } else {
-    const int level =
-        LevelFor(static_cast<uint64_t>(deadline_ns) - static_cast<uint64_t>(now_ns_));
+    const int level = LevelFor(static_cast<uint64_t>(deadline_ns) - static_cast<uint64_t>(now_ns_));
     if (level < kFine) {
       InsertNear(level, entry);
     } else {
-      // Without this the lag since the last Expire() would send entries to coarser levels than need be.
+      // Without this the lag since the last Expire() would send entries to coarser levels than need
+      // be.
       if (EarliestFar() > now_ns_) done_ns_[kFine] = now_ns_;
       InsertFar(entry);
     }
@@ -112,7 +113,8 @@ void TimerWheel::Insert(void* key, int64_t deadline_ns, int64_t now_ns) {
   ++size_;
 }
 
-// Nobody may have called Expire() for a while: the slot may still hold an overdue tick of the last round.
+// Nobody may have called Expire() for a while: the slot may still hold an overdue tick of the last
+// round.
 void TimerWheel::InsertNear(int level, const Entry& entry) {
   const int64_t tick = TickAtOrAfter(entry.deadline_ns, kShift[level]);
   if (tick > DoneTick(level) + kSlots) {
@@ -122,8 +124,8 @@ void TimerWheel::InsertNear(int level, const Entry& entry) {
   Put(level, tick, entry);
 }
 
-// In the finest level whose round reaches that far. Correct however far DoneTick lags behind the time: a coarser
-// level is then chosen, and spread again.
+// In the finest level whose round reaches that far. Correct however far DoneTick lags behind the
+// time: a coarser level is then chosen, and spread again.
 void TimerWheel::InsertFar(const Entry& entry) {
   const int64_t fine_tick = TickAtOrAfter(entry.deadline_ns, kShift[kFine]);
   for (int level = kFine; level < kLevels; ++level) {
@@ -174,8 +176,9 @@ void TimerWheel::Fire(int level) {
   SlotIsEmpty(level, tick);
 }
 
-// Moves up to `max` entries of the level's first slot to finer levels. They are filed one by one, so that a
-// failed allocation or the end of `max` leaves the rest where it is. Returns the number of entries moved.
+// Moves up to `max` entries of the level's first slot to finer levels. They are filed one by one,
+// so that a failed allocation or the end of `max` leaves the rest where it is. Returns the number
+// of entries moved.
 size_t TimerWheel::Cascade(int level, size_t max) {
   const int64_t tick = next_due_ns_[level] >> kShift[level];
   TimerChain& chain = ChainAt(level, tick);
@@ -188,8 +191,9 @@ size_t TimerWheel::Cascade(int level, size_t max) {
   return moved;
 }
 
-// A slot may be spread as soon as the level below reaches to its end, half a round before it must be. Doing it
-// in the slack of calls that come anyway keeps a million far timers from holding up the near ones later.
+// A slot may be spread as soon as the level below reaches to its end, half a round before it must
+// be. Doing it in the slack of calls that come anyway keeps a million far timers from holding up
+// the near ones later.
 void TimerWheel::CascadeAhead(size_t max) {
   if (EarliestFar() == kNever) return;
   done_ns_[kFine] = now_ns_;

@@ -12,8 +12,9 @@
 
 namespace sched::internal {
 
-// TimerWheel holds deadlines and hands them out once they have passed. An entry is a plain (key, deadline)
-// pair: the wheel never follows the key, and a timer that was cancelled stays until it is due or swept.
+// TimerWheel holds deadlines and hands them out once they have passed. An entry is a plain (key,
+// deadline) pair: the wheel never follows the key, and a timer that was cancelled stays until it is
+// due or swept.
 //
 //   TimerWheel wheel(now);
 //   wheel.Insert(timer, now + 5'000'000, now);
@@ -26,8 +27,8 @@ namespace sched::internal {
 //     due.clear();
 //   }
 //
-// Precision: never early; late by less than the width of a slot, which is 1/64 of the duration asked for, but
-// at least 1024 ns and at most 2^20 ns (about a millisecond).
+// Precision: never early; late by less than the width of a slot, which is 1/64 of the duration
+// asked for, but at least 1024 ns and at most 2^20 ns (about a millisecond).
 //
 //   level    slot width       holds durations          slot is
 //   0        2^10 ns   1 us   up to 524 us             fired when it ends
@@ -39,17 +40,19 @@ namespace sched::internal {
 //   6        2^38 ns 275 s    the next 78 hours        spread over levels 4 and 5 before it begins
 //   7        2^47 ns  39 h    everything else          spread over levels 4 to 7 before it begins
 //
-// Levels 0 to 3 are Linux's non-cascading wheel (kernel/time/timer.c since 4.8): precision follows from the
-// duration alone, so an entry is written once and read once. Levels 4 to 7 are the hierarchical wheel of Varghese
-// and Lauck ("Hashed and Hierarchical Timing Wheels", SOSP 1987): an entry's due tick follows from its deadline
-// alone, so that moving it between them costs no precision. Slots hold arrays, not linked records (timer_chain.h).
+// Levels 0 to 3 are Linux's non-cascading wheel (kernel/time/timer.c since 4.8): precision follows
+// from the duration alone, so an entry is written once and read once. Levels 4 to 7 are the
+// hierarchical wheel of Varghese and Lauck ("Hashed and Hierarchical Timing Wheels", SOSP 1987): an
+// entry's due tick follows from its deadline alone, so that moving it between them costs no
+// precision. Slots hold arrays, not linked records (timer_chain.h).
 //
-// Rejected: a heap (a cache miss a level and O(log n) for timers of which most are cancelled); intrusive lists
-// (expiring touches every cold record); Linux's own far levels (their slots are minutes wide).
+// Rejected: a heap (a cache miss a level and O(log n) for timers of which most are cancelled);
+// intrusive lists (expiring touches every cold record); Linux's own far levels (their slots are
+// minutes wide).
 //
-// Time: may stand still or jump by years. A `now_ns` before an earlier one counts as that earlier one.
-// Deadlines in the last 2^20 ns before INT64_MAX, 292 years, are held but never fall due.
-// Errors: Insert() and Expire() throw std::bad_alloc; the entry then was not inserted, or none was lost.
+// Time: may stand still or jump by years. A `now_ns` before an earlier one counts as that earlier
+// one. Deadlines in the last 2^20 ns before INT64_MAX, 292 years, are held but never fall due.
+// Errors: Insert() and Expire() throw std::bad_alloc; the entry was not inserted then, or none lost.
 // Thread safety: none; the owner has a lock.
 class TimerWheel {
  public:
@@ -64,13 +67,15 @@ class TimerWheel {
   // Files `key` under its deadline. One that has passed already is handed out by the next Expire().
   void Insert(void* key, int64_t deadline_ns, int64_t now_ns);
 
-  // Removes what is due at `now_ns` and appends it to *due, roughly in the order of deadlines. Stops after `max`
-  // steps, a step being an entry handed out or one moved to a finer level, so that the owner holds its lock only
-  // briefly. True if there is more to do at `now_ns`, even if this call handed out nothing.
+  // Removes what is due at `now_ns` and appends it to *due, roughly in the order of deadlines.
+  // Stops after `max` steps, a step being an entry handed out or one moved to a finer level, so
+  // that the owner holds its lock only briefly. True if there is more to do at `now_ns`, even if
+  // this call handed out nothing.
   bool Expire(int64_t now_ns, size_t max, std::vector<Entry>* due);
 
-  // When to call Expire() next: the end of the first slot, or the instant by which a far slot has to be spread;
-  // kNever if nothing will fall due. Stays where it is while Expire() is overdue. Constant time.
+  // When to call Expire() next: the end of the first slot, or the instant by which a far slot has
+  // to be spread; kNever if nothing will fall due. Stays where it is while Expire() is overdue.
+  // Constant time.
   int64_t NextDue() const;
 
   size_t size() const { return size_; }
@@ -78,7 +83,8 @@ class TimerWheel {
   // What the wheel takes, itself included.
   size_t bytes() const;
 
-  // Keeps only the entries for which keep(const Entry&) is true. Visits all of them. REQUIRES: keep does not throw.
+  // Keeps only the entries for which keep(const Entry&) is true. Visits all of them. REQUIRES: keep
+  // does not throw.
   template <class Keep>
   void Sweep(Keep keep) {
     SweepEntries(keep);
@@ -106,15 +112,15 @@ class TimerWheel {
   void FindNext(int level);
   void SweepEntries(absl::FunctionRef<bool(const Entry&)> keep);
 
-  // A tick of a level is a multiple of its slot width; the slot of tick t falls due at the instant t << shift.
-  // Invariants:
-  // (1) The occupied slots of a level are those of ticks in (DoneTick, DoneTick + kSlots], so that a slot never
+  // A tick of a level is a multiple of its slot width; the slot of tick t falls due at the instant
+  // t << shift. Invariants: (1) The occupied slots of a level are those of ticks in (DoneTick,
+  // DoneTick + kSlots], so that a slot never
   //     holds two ticks. Far levels share one DoneTick instant, that of kFine.
   // (2) next_due_ns_[level] is the instant of its first occupied slot, kNever if there is none.
   // (3) now_ns_ < kNever, so that an instant that does not fit into 63 bits is never due.
-  int64_t now_ns_;                 // the latest time seen
+  int64_t now_ns_;  // the latest time seen
   int64_t next_due_ns_[kLevels];
-  int64_t done_ns_[kFine + 1];     // what is due until then has left its level
+  int64_t done_ns_[kFine + 1];  // what is due until then has left its level
   size_t size_ = 0;
   TimerChain due_;                 // left its level, not yet handed out
   int64_t due_since_ns_ = kNever;  // before which none of that was due; kNever if due_ is empty
