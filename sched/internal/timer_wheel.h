@@ -52,7 +52,8 @@ namespace sched::internal {
 //
 // Time: may stand still or jump by years. A `now_ns` before an earlier one counts as that earlier
 // one. Deadlines in the last 2^20 ns before INT64_MAX, 292 years, are held but never fall due.
-// Errors: Insert() and Expire() throw std::bad_alloc; the entry was not inserted then, or none lost.
+//
+// Errors: Insert() and Expire() throw std::bad_alloc; nothing was inserted then, and nothing lost.
 // Thread safety: none; the owner has a lock.
 class TimerWheel {
  public:
@@ -113,9 +114,11 @@ class TimerWheel {
   void SweepEntries(absl::FunctionRef<bool(const Entry&)> keep);
 
   // A tick of a level is a multiple of its slot width; the slot of tick t falls due at the instant
-  // t << shift. Invariants: (1) The occupied slots of a level are those of ticks in (DoneTick,
-  // DoneTick + kSlots], so that a slot never
-  //     holds two ticks. Far levels share one DoneTick instant, that of kFine.
+  // t << shift.
+  //
+  // Invariants:
+  // (1) The occupied slots of a level are those of ticks in (DoneTick, DoneTick + kSlots], so that
+  //     a slot never holds two ticks. Far levels share one instant for that, that of kFine.
   // (2) next_due_ns_[level] is the instant of its first occupied slot, kNever if there is none.
   // (3) now_ns_ < kNever, so that an instant that does not fit into 63 bits is never due.
   int64_t now_ns_;  // the latest time seen
