@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// TCP and unix stream sockets.
+//
+//   absl::StatusOr<netpoll::TcpListener> listener = netpoll::TcpListener::Listen("127.0.0.1:7000");
+//   if (!listener.ok()) return listener.status();
+//   for (;;) {
+//     absl::StatusOr<netpoll::TcpStream> stream = listener->Accept();
+//     if (!stream.ok()) return stream.status();
+//     fiber::Go([stream = *std::move(stream)]() mutable {
+//       char buffer[4096];
+//       for (;;) {
+//         absl::StatusOr<size_t> n = stream.Read(buffer);
+//         if (!n.ok()) return;                                    // the end, a reset, a cancel
+//         if (!stream.Write({buffer, *n}).ok()) return;
+//       }
+//     });
+//   }
+//
+// A socket belongs to the runtime whose fiber made it: that runtime's workers watch it. Fibers of other runtimes and
+// plain threads may use it all the same. When its runtime has ended, what would have to wait for it fails with
+// kFailedPrecondition, and closing it still closes it. A plain thread cannot make one (kFailedPrecondition), but for
+// accepting from a listener: then the stream belongs to the listener's runtime.
+#ifndef WEFT_NETPOLL_TCP_H_
+#define WEFT_NETPOLL_TCP_H_
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "fiber/deadline.h"
+#include "netpoll/address.h"
+#include "netpoll/stream.h"
+
+namespace netpoll {
+
+namespace internal {
+struct Descriptor;
+}
+
+// TcpStream is a connected TCP or unix stream socket. Small packets go out at once (TCP_NODELAY). Destroying it closes
+// it, without waiting for what is still on its way out: SO_LINGER is left as the system has it.
+//
+//   absl::StatusOr<netpoll::TcpStream> stream = netpoll::TcpStream::Connect("127.0.0.1:7000", absl::Seconds(1));
+//   if (!stream.ok()) return stream.status();
+//   netpoll::IoResult sent = stream->Write("hello\n");
+//
+// Thread safety: as Stream. Moving it is like destroying it: no other call may be under way.
+class TcpStream final : public Stream {
+ public:
+  // Connects to `host_port`, an address as Address::Parse reads it. Parks the fiber until the peer has answered.
+  // kUnavailable: refused or unreachable, ErrnoOf() says which; kDeadlineExceeded, kCancelled; kInvalidArgument: not an
+  // address (names are not resolved); kResourceExhausted: descriptors, ports, memory, epoll watches: the message names
+  // the limit; kFailedPrecondition: called from a plain thread.
+  static absl::StatusOr<TcpStream> Connect(std::string_view host_port, fiber::Deadline deadline = {});
+  static absl::StatusOr<TcpStream> Connect(const Address& address, fiber::Deadline deadline = {});
+
+  // Takes over a connected stream socket that was made elsewhere (socketpair, inherited) and makes it non-blocking. It
+  // stays the caller's on an error. Never blocks. kInvalidArgument: not a stream socket; kResourceExhausted: epoll
+  // watches, memory; kFailedPrecondition: called from a plain thread.
+  static absl::StatusOr<TcpStream> Adopt(int fd);
+
+  // Closed: every call fails with kFailedPrecondition.
+  TcpStream() = default;
+  TcpStream(TcpStream&& other) noexcept : descriptor_(std::exchange(other.descriptor_, nullptr)) {}
+  TcpStream& operator=(TcpStream&& other) noexcept;
+  ~TcpStream() override;
+
+  // Write() of several pieces, as if they were one. Parks the fiber while the peer does not keep up; blocks the thread
+  // when called from a plain one.
+  IoResult Writev(std::span<const iovec> pieces, fiber::Deadline deadline = {});
+
+  // This end's address and the peer's; an empty Address after Close(), or once the peer is gone. Never blocks.
+  Address local() const;
+  Address peer() const;
+
+  // The descriptor, for socket options; -1 after Close(). Whoever reads or writes it directly breaks the stream's idea
+  // of what is left to read. Never blocks.
+  int fd() const;
+
+  // Gives up the descriptor, which is then the caller's to close, and non-blocking; -1 after Close(). Never blocks.
+  // REQUIRES: no other call on the stream is under way.
+  int Release() &&;
+
+ private:
+  friend class TcpListener;
+  explicit TcpStream(internal::Descriptor* descriptor) : descriptor_(descriptor) {}
+
+  absl::StatusOr<size_t> DoRead(std::span<char> buffer, fiber::Deadline deadline) override;
+  IoResult DoWrite(std::string_view data, fiber::Deadline deadline) override;
+  void DoSetReadDeadline(fiber::Deadline deadline) override;
+  void DoSetWriteDeadline(fiber::Deadline deadline) override;
+  absl::Status DoCloseWrite() override;
+  void DoClose() override;
+
+  internal::Descriptor* descriptor_ = nullptr;  // null: default-made or moved from
+};
+
+// ListenOptions says how a TcpListener listens.
+struct ListenOptions {
+  int backlog = 4096;       // connections that wait to be accepted; the kernel caps it at net.core.somaxconn
+  bool reuse_port = false;  // SO_REUSEPORT: several listeners share the address, the kernel spreads connections
+  bool ipv6_only = false;   // an IPv6 listener takes no IPv4 connections
+};
+
+// TcpListener is a listening TCP or unix socket. Several fibers may accept from it at once.
+//
+// When the process runs out of descriptors, Accept() waits until some come back instead of failing: nothing that the
+// kernel has accepted is dropped, and one line in the log names the limit. The file of a unix address stays behind.
+class TcpListener final : public Listener {
+ public:
+  // Listens on `address`, as Address::Parse reads it; port 0 is a free one, which local() tells. Never blocks.
+  // kInvalidArgument: not an address, in use, not this machine's, not permitted: ErrnoOf() says which;
+  // kResourceExhausted: descriptors, memory, epoll watches; kFailedPrecondition: called from a plain thread.
+  static absl::StatusOr<TcpListener> Listen(std::string_view address, ListenOptions options = {});
+  static absl::StatusOr<TcpListener> Listen(const Address& address, ListenOptions options = {});
+
+  // Closed: every call fails with kFailedPrecondition.
+  TcpListener() = default;
+  TcpListener(TcpListener&& other) noexcept
+      : descriptor_(std::exchange(other.descriptor_, nullptr)) {}
+  TcpListener& operator=(TcpListener&& other) noexcept;
+  ~TcpListener() override;
+
+  // The next connection. Parks the fiber while there is none; blocks the thread when called from a plain one.
+  // kDeadlineExceeded, kCancelled: none was taken; kFailedPrecondition: closed here, or the runtime has ended.
+  absl::StatusOr<TcpStream> Accept(fiber::Deadline deadline = {});
+
+  // Where it listens; an empty Address after Close(). Never blocks.
+  Address local() const;
+
+  // The descriptor, for socket options; -1 after Close(). Never blocks.
+  int fd() const;
+
+ private:
+  explicit TcpListener(internal::Descriptor* descriptor) : descriptor_(descriptor) {}
+
+  absl::StatusOr<std::unique_ptr<Stream>> DoAcceptStream(fiber::Deadline deadline) override;
+  void DoClose() override;
+
+  internal::Descriptor* descriptor_ = nullptr;  // null: default-made or moved from
+};
+
+}  // namespace netpoll
+
+#endif  // WEFT_NETPOLL_TCP_H_
