@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "fiber/sim/internal/simulation.h"
+
+#include <algorithm>
+#include <exception>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/time.h"
+#include "fiber/internal/context.h"
+#include "fiber/internal/join.h"
+#include "fiber/internal/park.h"
+#include "fiber/internal/sanitizer.h"
+#include "fiber/internal/spawn.h"
+#include "fiber/internal/wait.h"
+#include "fiber/wait_reason.h"
+
+namespace fiber::sim::internal {
+namespace {
+
+using fiber::internal::After;
+using fiber::internal::Describe;
+using fiber::internal::Fatal;
+using fiber::internal::kNeverNs;
+using fiber::internal::State;
+
+// Not zero, so that whoever takes an instant for a duration is found out.
+constexpr int64_t kClockStartNs = 1'000'000'000;
+
+// A report is read by people.
+constexpr size_t kMostDescribed = 100;
+
+#if defined(WEFT_ASAN) || defined(WEFT_TSAN)
+constexpr size_t kDefaultStackBytes = 1 << 20;  // their frames are several times as large
+#else
+constexpr size_t kDefaultStackBytes = 256 << 10;
+#endif
+
+StackClass ClassFor(size_t bytes) {
+  if (bytes == 0) bytes = kDefaultStackBytes;
+  for (int i = 0; i < fiber::internal::kStackClasses; ++i) {
+    if (bytes <= fiber::internal::kStackClassBytes[i]) return static_cast<StackClass>(i);
+  }
+  Fatal("SimOptions::default_stack_bytes = %zu, but the largest stack is %zu bytes", bytes,
+        fiber::internal::kStackClassBytes[fiber::internal::kStackClasses - 1]);
+}
+
+template <class T>
+T TakeAt(std::vector<T>& from, size_t i) {
+  std::swap(from[i], from.back());
+  T taken = from.back();
+  from.pop_back();
+  return taken;
+}
+
+std::string CountFibers(size_t count) {
+  return absl::StrCat(count, count == 1 ? " fiber" : " fibers");
+}
+
+}  // namespace
+
+Simulation::Simulation(const SimOptions& options, uint64_t seed)
+    : Scheduler(/*is_simulation=*/true),
+      options_(options),
+      seed_(seed),
+      stack_class_(ClassFor(options.default_stack_bytes)),
+      thread_(fiber::internal::ThisThread()),
+      random_(seed),
+      now_ns_(kClockStartNs),
+      step_limit_(options.max_steps) {}
+
+Simulation::~Simulation() = default;
+
+void Simulation::Run(absl::FunctionRef<void()> body, std::source_location site) {
+  fiber::internal::BecomeWorker(thread_, *this, this);
+  thread_.round_ns = NowNs();
+  auto main = [this, body] {
+    std::string error;
+    try {
+      body();
+    } catch (const std::exception& exception) {
+      error = absl::StrCat("the body ended with an exception: ", exception.what());
+    } catch (...) {
+      error = "the body ended with an exception of unknown type";
+    }
+    if (failure_.empty()) failure_ = std::move(error);
+    has_body_ended_ = true;
+  };
+  auto* extras = new fiber::internal::SpawnExtras{.name = "main"};
+  fiber::internal::StartFiber(
+      fiber::internal::MakeFiber<fiber::internal::DetachedTask<decltype(main)>>(
+          this, extras, 0, std::move(main), site, fiber::internal::kJoinDetached));
+
+  while (!fibers_.empty() && !is_abandoned_) {
+    Record* next = nullptr;
+    if (Choose(thread_, nullptr, /*may_stay=*/false, &next) == Choice::kFiber) {
+      fiber::internal::Switch(thread_, next, After::kNothing);
+    } else if (IsOutOfSteps()) {
+      OnStuck(/*is_livelock=*/true);
+    } else if (!JumpClock()) {
+      OnStuck(/*is_livelock=*/false);
+    }
+  }
+
+  // The blocks go on to others, who would take these timers for filed.
+  for (const auto& [when, block] : timers_) due_.push_back({block, when.first});
+  for (Entry& entry : due_) {
+    entry.block->timer.filed_ns.compare_exchange_strong(entry.deadline_ns, kNeverNs,
+                                                        std::memory_order_seq_cst,  // order: timer
+                                                        std::memory_order_relaxed);
+  }
+  fiber::internal::StopBeingWorker(thread_);
+}
+
+Simulation::Choice Simulation::Choose(ThreadState& thread, WaitBlock* spare, bool may_stay,
+                                      Record** next) {
+  for (;;) {
+    if (IsOutOfSteps()) return Choice::kNobody;
+    ++steps_;
+    if (options_.late_probability > 0 && !timers_.empty() &&
+        random_.Chance(options_.late_probability)) {
+      JumpClock();
+    }
+    const size_t count = runnable_.size() + due_.size() + (may_stay ? 1 : 0);
+    if (count == 0) return Choice::kNobody;
+    const size_t chosen = random_.Below(count);
+    if (chosen < runnable_.size()) {
+      *next = TakeAt(runnable_, chosen);
+      if ((*next)->state.load(std::memory_order_relaxed) == State::kNew &&
+          !Bind(thread, **next, spare)) {
+        continue;  // it waits for a stack
+      }
+      return Choice::kFiber;
+    }
+    if (chosen - runnable_.size() == due_.size()) return Choice::kStay;
+    const Entry entry = TakeAt(due_, chosen - runnable_.size());
+    const int64_t again_ns = fiber::internal::OnTimer(*entry.block, entry.deadline_ns, NowNs());
+    if (again_ns != kNeverNs) FileTimer({entry.block, again_ns});
+  }
+}
+
+bool Simulation::Bind(ThreadState& thread, Record& fiber, WaitBlock* spare) {
+  if (!fiber::internal::BindStack(thread, fiber, spare)) return false;
+  // An entry of a fiber that had the block before does not count: another scheduler, on another
+  // clock, may have it.
+  fiber.block.load(std::memory_order_relaxed)
+      ->timer.filed_ns.store(kNeverNs, std::memory_order_seq_cst);  // order: timer
+  return true;
+}
+
+void Simulation::FileTimer(Entry entry) {
+  if (entry.deadline_ns <= NowNs()) {
+    due_.push_back(entry);
+  } else {
+    timers_.emplace(std::pair(entry.deadline_ns, ++filed_), entry.block);
+  }
+}
+
+bool Simulation::JumpClock() {
+  if (timers_.empty()) return false;
+  const int64_t now = timers_.begin()->first.first;
+  SetNow(now);
+  while (!timers_.empty() && timers_.begin()->first.first == now) {
+    due_.push_back({timers_.begin()->second, now});
+    timers_.erase(timers_.begin());
+  }
+  return true;
+}
+
+void Simulation::SetNow(int64_t now_ns) {
+  now_ns_.store(now_ns, std::memory_order_relaxed);
+  thread_.round_ns = now_ns;
+}
+
+void Simulation::QueueNew(Record& fiber) {
+  CheckThread(fiber, "spawned");
+  fibers_.emplace(&fiber, ++spawned_);
+  runnable_.push_back(&fiber);
+}
+
+void Simulation::RequeueNew(Record& fiber) {
+  CheckThread(fiber, "given a stack");
+  runnable_.push_back(&fiber);
+}
+
+void Simulation::QueueReady(Record& fiber) {
+  CheckThread(fiber, "unparked");
+  runnable_.push_back(&fiber);
+}
+
+void Simulation::QueueYielded(Record& fiber) { runnable_.push_back(&fiber); }
+
+Record* Simulation::TakeNext(ThreadState& thread, WaitBlock* spare) {
+  Record* next = nullptr;
+  Choose(thread, spare, /*may_stay=*/false, &next);
+  return next;
+}
+
+bool Simulation::TakeNextForYield(ThreadState& thread, Record** next) {
+  *next = nullptr;
+  return Choose(thread, nullptr, /*may_stay=*/true, next) != Choice::kStay;
+}
+
+void Simulation::ArmTimer(ThreadState&, WaitBlock& block, int64_t deadline_ns) {
+  if (fiber::internal::TryFile(block, deadline_ns, /*lateness_ns=*/0,
+                               /*is_lateness_tolerable=*/true)) {
+    FileTimer({&block, deadline_ns});
+  }
+}
+
+void Simulation::OnFiberEnded(ThreadState& thread) { fibers_.erase(thread.current); }
+
+void Simulation::SchedulePoint(ThreadState& thread) {
+  if (thread.current->state.load(std::memory_order_relaxed) != State::kRunning) {
+    Fatal("a wait begins within another wait of the same fiber");
+  }
+  if (random_.Chance(options_.preempt_probability)) fiber::internal::YieldFiber();
+}
+
+void Simulation::CheckThread(const Record& fiber, const char* event) const {
+  if (&fiber::internal::ThisThread() == &thread_) return;
+  Fatal("%s of a simulation was %s by another thread, which no seed could replay",
+        Describe(fiber).c_str(), event);
+}
+
+void Simulation::OnStuck(bool is_livelock) {
+  if (is_cancelled()) {
+    is_abandoned_ = true;
+    absl::StrAppend(&failure_, "\n  ", CountFibers(fibers_.size()),
+                    " did not end when cancelled, and will never be freed");
+    return;
+  }
+  const std::string report = DescribeStuck(is_livelock);
+  absl::StrAppend(&failure_, failure_.empty() ? "" : "\n", report);
+  // At once: what the fibers do when they are cancelled may end the process.
+  for (const auto& line : absl::StrSplit(absl::StrCat("seed ", seed_, ": ", report), '\n')) {
+    fiber::internal::LogLine("%.*s", static_cast<int>(line.size()), line.data());
+  }
+  step_limit_ = steps_ + options_.max_steps;
+  SetCancelled();
+  for (Record* fiber : FibersInOrder()) {
+    fiber::internal::ClaimForCancel(*fiber, fiber->id.load(std::memory_order_relaxed));
+  }
+}
+
+std::string Simulation::DescribeStuck(bool is_livelock) const {
+  std::string text;
+  if (is_livelock) {
+    text = absl::StrCat(
+        "livelock: after ", steps_, " steps ", has_body_ended_ ? "the body has ended, but " : "",
+        CountFibers(fibers_.size()), fibers_.size() == 1 ? " has" : " have", " not ended");
+  } else {
+    text = absl::StrCat(has_body_ended_ ? "leaked fibers: the body has ended" : "deadlock",
+                        ": nothing is runnable, no timer is armed, ", CountFibers(fibers_.size()),
+                        fibers_.size() == 1 ? " is left" : " are left");
+  }
+  const std::vector<Record*> fibers = FibersInOrder();
+  for (size_t i = 0; i < fibers.size() && i < kMostDescribed; ++i) {
+    absl::StrAppend(&text, "\n  ", DescribeFiber(*fibers[i]));
+  }
+  if (fibers.size() > kMostDescribed) {
+    absl::StrAppend(&text, "\n  and ", CountFibers(fibers.size() - kMostDescribed), " more");
+  }
+  return text;
+}
+
+std::string Simulation::DescribeFiber(Record& fiber) const {
+  std::string text = absl::StrCat(Describe(fiber), ": ");
+  switch (fiber.state.load(std::memory_order_relaxed)) {
+    case State::kNew:
+      absl::StrAppend(&text, runnable_.empty() ? "not started: no stack is free" : "not started");
+      break;
+    case State::kReady:
+      absl::StrAppend(&text, "runnable");
+      break;
+    default: {  // this is the thread's own stack: all others are parked
+      const WaitBlock& block = *fiber.block.load(std::memory_order_relaxed);
+      const std::string_view reason = WaitReasonName(block.reason);
+      absl::StrAppend(&text, "waits: ", absl::string_view(reason.data(), reason.size()));
+      if (block.reason == WaitReason::kJoin) {
+        absl::StrAppend(&text, " of ", Describe(*static_cast<const Record*>(block.object)));
+      } else if (block.object != nullptr) {
+        absl::StrAppend(&text, absl::StrFormat(" at %p", block.object));
+      }
+      if (const int64_t deadline = block.timer.deadline_ns.load(std::memory_order_relaxed);
+          deadline != kNeverNs) {
+        absl::StrAppend(&text, ", for ",
+                        absl::FormatDuration(
+                            absl::Nanoseconds(deadline - now_ns_.load(std::memory_order_relaxed))));
+      }
+    }
+  }
+  if (fiber.cancel.load(std::memory_order_relaxed) != nullptr)
+    absl::StrAppend(&text, ", cancelled");
+  return text;
+}
+
+std::vector<Record*> Simulation::FibersInOrder() const {
+  std::vector<std::pair<int64_t, Record*>> numbered;
+  numbered.reserve(fibers_.size());
+  for (const auto& [fiber, number] : fibers_) numbered.emplace_back(number, fiber);
+  std::sort(numbered.begin(), numbered.end());
+  std::vector<Record*> fibers;
+  fibers.reserve(numbered.size());
+  for (const auto& [number, fiber] : numbered) fibers.push_back(fiber);
+  return fibers;
+}
+
+}  // namespace fiber::sim::internal
