@@ -5,12 +5,10 @@
 #include <cstdint>
 
 #include "fiber/internal/record.h"
+#include "fiber/internal/schedule_point.h"
 #include "fiber/internal/thread_state.h"
 
 namespace fiber {
-namespace internal {
-void SchedulePoint();
-}
 
 // Scheduler is the seam between a fiber and whoever runs it: the fiber layer parks and unparks through it without
 // knowing about threads. `sched` implements it with work-stealing workers, `fiber/sim` with one thread, a seed and
@@ -20,7 +18,9 @@ void SchedulePoint();
 // ThreadState names this scheduler. Every function: Never blocks.
 class Scheduler {
  public:
-  virtual ~Scheduler() = default;
+  virtual ~Scheduler() {
+    if (is_simulation_) internal::simulation_count.fetch_sub(1, std::memory_order_relaxed);
+  }
 
   // A fiber that was just spawned, in state New. Any thread. Neither may be touched afterwards.
   virtual void QueueNew(internal::Record& fiber) = 0;
@@ -58,11 +58,13 @@ class Scheduler {
   bool is_cancelled() const { return is_cancelled_.load(std::memory_order_seq_cst); }
 
  protected:
-  explicit Scheduler(bool is_simulation) : is_simulation_(is_simulation) {}
+  explicit Scheduler(bool is_simulation) : is_simulation_(is_simulation) {
+    if (is_simulation) internal::simulation_count.fetch_add(1, std::memory_order_relaxed);
+  }
   void SetCancelled() { is_cancelled_.store(true, std::memory_order_seq_cst); }  // order: cancel
 
  private:
-  friend void internal::SchedulePoint();
+  friend void internal::GiveWayInSimulation();
 
   internal::Atomic<bool> is_cancelled_{false};
   const bool is_simulation_;

@@ -146,9 +146,9 @@ void Cancel(Record& fiber, const absl::Status& cause) {
   ClaimForCancel(fiber, fiber.id.load(std::memory_order_relaxed));
 }
 
-void SchedulePoint() {
+void GiveWayInSimulation() {
   ThreadState& thread = ThisThread();
-  if (thread.current != nullptr && thread.scheduler->is_simulation_) [[unlikely]] {
+  if (thread.current != nullptr && thread.scheduler->is_simulation_) {
     thread.scheduler->SchedulePoint(thread);
   }
 }

@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "fiber/deadline.h"
 #include "fiber/internal/record.h"
+#include "fiber/internal/schedule_point.h"
 #include "fiber/internal/thread_state.h"
 #include "fiber/internal/wait_block.h"
 #include "fiber/wait_reason.h"
@@ -86,9 +87,6 @@ void ClaimForCancel(Record& fiber, uint64_t id);
 // Cancels a fiber whose record the caller keeps from being freed: its parking calls fail from now on. The first cause
 // stays. Any thread.
 void Cancel(Record& fiber, const absl::Status& cause);
-
-// For simulation: somebody else may run here.
-void SchedulePoint();
 
 }  // namespace fiber::internal
 
