@@ -172,4 +172,11 @@ std::string Describe(const Record& record) {
   return text;
 }
 
+std::string DescribeUnheld(Record& record) {
+  const std::source_location site =
+      std::atomic_ref<std::source_location>(record.site).load(std::memory_order_relaxed);
+  return absl::StrCat("fiber ", record.id.load(std::memory_order_relaxed), " (spawned at ", site.file_name(), ":",
+                      site.line(), ")");
+}
+
 }  // namespace fiber::internal

@@ -93,8 +93,10 @@ void ForEachRecord(absl::FunctionRef<void(Record&)> visit);
 // How many records are in use (approximate while fibers come and go).
 size_t CountRecordsInUse();
 
-// "fiber 12 'name' (spawned at file.cc:7)". `thread` runs it, or the caller holds it, or only id and site are read.
+// "fiber 12 'name' (spawned at file.cc:7)". By the fiber itself, its worker, or whoever holds it.
 std::string Describe(const Record& record);
+// "fiber 12 (spawned at file.cc:7)". By those who walk the slabs.
+std::string DescribeUnheld(Record& record);
 
 }  // namespace fiber::internal
 

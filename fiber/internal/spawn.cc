@@ -30,15 +30,15 @@ Scheduler& OnlyScheduler(std::source_location site) {
         schedulers.all.empty() ? "no" : "more than one");
 }
 
-StackClass ClassFor(size_t bytes) {
+}  // namespace
+
+StackClass StackClassFor(size_t bytes) {
   for (int i = 0; i < kStackClasses; ++i) {
     if (bytes <= kStackClassBytes[i]) return static_cast<StackClass>(i);
   }
-  Fatal("FiberOptions::stack_bytes = %zu, but the largest stack is %zu bytes", bytes,
+  Fatal("a stack of %zu bytes is asked for, but the largest has %zu", bytes,
         kStackClassBytes[kStackClasses - 1]);
 }
-
-}  // namespace
 
 void RegisterScheduler(Scheduler& scheduler) {
   Schedulers& schedulers = AllSchedulers();
@@ -60,11 +60,11 @@ Record& NewFiber(Scheduler* scheduler, SpawnExtras* extras, size_t stack_bytes,
   }
   Record& fiber = AllocateRecord(thread);
   std::atomic_ref<Scheduler*>(fiber.scheduler).store(scheduler, std::memory_order_relaxed);
-  fiber.site = site;
+  std::atomic_ref<std::source_location>(fiber.site).store(site, std::memory_order_relaxed);
   fiber.parent_id =
       thread.current == nullptr ? 0 : thread.current->id.load(std::memory_order_relaxed);
   const StackClass cls =
-      stack_bytes == 0 ? scheduler->default_stack_class() : ClassFor(stack_bytes);
+      stack_bytes == 0 ? scheduler->default_stack_class() : StackClassFor(stack_bytes);
   fiber.flags = static_cast<uint32_t>(cls) << Record::kStackClassShift;
   if (extras != nullptr) {
     fiber.flags |= Record::kFlagHeapTask;

@@ -16,6 +16,9 @@
 
 namespace fiber::internal {
 
+// The smallest class with so many bytes. Ends the process if there is none.
+StackClass StackClassFor(size_t bytes);
+
 // A record for a fiber of `scheduler` (null: the caller's, or the one running runtime), with everything filled in but
 // what it runs. `extras` may be null; `stack_bytes` 0: the default.
 Record& NewFiber(Scheduler* scheduler, SpawnExtras* extras, size_t stack_bytes,
@@ -50,14 +53,17 @@ struct TaskStorage {
 
   template <class... Args>
   static void Emplace(Record& fiber, Args&&... args) {
-    if (kFits && (fiber.flags & Record::kFlagHeapTask) == 0) {
-      new (static_cast<void*>(fiber.storage)) Task{std::forward<Args>(args)...};
-    } else {
-      SpawnExtras* extras = (fiber.flags & Record::kFlagHeapTask) != 0 ? fiber.extras() : nullptr;
-      fiber.heap_task() = new Task{std::forward<Args>(args)...};
-      fiber.extras() = extras;
-      fiber.flags |= Record::kFlagHeapTask;
+    const bool has_extras = (fiber.flags & Record::kFlagHeapTask) != 0;
+    if constexpr (kFits) {
+      if (!has_extras) {
+        new (static_cast<void*>(fiber.storage)) Task{std::forward<Args>(args)...};
+        return;
+      }
     }
+    SpawnExtras* extras = has_extras ? fiber.extras() : nullptr;
+    fiber.heap_task() = new Task{std::forward<Args>(args)...};
+    fiber.extras() = extras;
+    fiber.flags |= Record::kFlagHeapTask;
   }
   static Task& Of(Record& fiber) {
     return (fiber.flags & Record::kFlagHeapTask) != 0

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sched/internal/core.h"
+
+#include <errno.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <optional>
+
+#include "absl/strings/str_cat.h"
+#include "fiber/internal/overflow.h"
+#include "fiber/internal/park.h"
+#include "fiber/internal/spawn.h"
+#include "fiber/internal/wait.h"
+#include "sched/internal/cpu_count.h"
+#include "sched/internal/install.h"
+#include "sched/internal/worker.h"
+
+namespace sched::internal {
+
+using fiber::internal::Fatal;
+using fiber::internal::LogLine;
+using fiber::internal::State;
+using fiber::internal::StackClass;
+using fiber::internal::ThisThread;
+using fiber::internal::ThreadState;
+using fiber::internal::WaitBlock;
+
+namespace {
+
+StackClass DefaultClass(size_t bytes) {
+#if defined(WEFT_ASAN) || defined(WEFT_TSAN)
+  bytes *= 4;
+#endif
+  return fiber::internal::StackClassFor(bytes);
+}
+
+int WorkerCount(int asked) {
+  if (asked < 0 || asked > kMaxWorkers) {
+    Fatal("RuntimeOptions::workers = %d: it must be between 0 and %d", asked, kMaxWorkers);
+  }
+  if (asked != 0) return asked;
+  const absl::StatusOr<std::optional<int>> from_env = WorkersFromEnv(getenv("WEFT_WORKERS"));
+  if (!from_env.ok()) Fatal("%s", std::string(from_env.status().message()).c_str());
+  return from_env->has_value() ? **from_env : std::min(UsableCpus(), kMaxWorkers);
+}
+
+// Servers run out of descriptors long before the hard limit: take what we are allowed. Refused: the old limit stays.
+void RaiseDescriptorLimit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+}  // namespace
+
+Core::Core(const RuntimeOptions& options)
+    : Scheduler(/*is_simulation=*/false),
+      options_(options),
+      stack_class_(DefaultClass(options.default_stack_bytes)) {
+  const int workers = WorkerCount(options.workers);
+  for (int i = 0; i < workers; ++i) queues_.push_back(std::make_unique<RunQueue>());
+  RaiseDescriptorLimit();
+  fiber::internal::InstallOverflowHandler();
+}
+
+Core::~Core() {
+  // The last fiber may have been made runnable by a thread that is still on its way out of here.
+  fiber::internal::Backoff backoff;
+  while (foreign_.load(std::memory_order_acquire) != 0) backoff.Pause();  // order: foreign
+}
+
+void Core::Start() {
+  for (uint32_t i = 0; i < worker_count(); ++i) {
+    workers_.push_back(std::make_unique<Worker>(*this, *queues_[i], i));
+  }
+  // Only now: a worker looks at its siblings' queues, not at their threads.
+  uint32_t started = 0;
+  while (started < workers_.size() && workers_[started]->Start()) ++started;
+  if (started == workers_.size()) return;
+  if (started == 0) {
+    Fatal("not one worker thread can be had: the limit on threads is reached (ulimit -u, the pids limit of the "
+          "control group, kernel.threads-max)");
+  }
+  LogLine("only %u of %zu worker threads can be had: the limit on threads is reached (ulimit -u, the pids limit of the "
+          "control group, kernel.threads-max)",
+          started, workers_.size());
+  workers_.resize(started);  // their queues stay, always empty
+}
+
+void Core::Stop() {
+  is_stopped_.store(true, std::memory_order_release);  // order: stop
+  InterruptSleeper();  // whoever stops interrupts the next
+  for (const auto& worker : workers_) worker->Join();
+}
+
+Worker* Core::WorkerOf(const ThreadState& thread) const {
+  return thread.scheduler == this ? static_cast<Worker*>(thread.worker) : nullptr;
+}
+
+void Core::WakeIfIdle() {
+  if (!idle_.TryWake()) return;
+  wakes_.fetch_add(1, std::memory_order_relaxed);
+  InterruptSleeper();
+}
+
+void Core::QueueNew(Record& fiber) {
+  ThreadState& thread = ThisThread();
+  if (Worker* worker = WorkerOf(thread); worker != nullptr) {
+    AddOne(worker->queue().spawned);
+    worker->PushUnstarted(fiber);
+    WakeIfIdle();
+    return;
+  }
+  ForeignEntry entry(*this);
+  if (is_draining_.load(std::memory_order_acquire) && is_stopped()) {
+    Fatal("a fiber is spawned on a runtime that has stopped (at %s:%u)", fiber.site.file_name(),
+          static_cast<unsigned>(fiber.site.line()));
+  }
+  foreign_spawned_.fetch_add(1, std::memory_order_release);
+  unstarted_.Push(fiber);
+  WakeIfIdle();
+}
+
+void Core::RequeueNew(Record& fiber) {
+  ForeignEntry entry(*this);  // the caller may be another runtime's worker
+  unstarted_.Push(fiber);
+  WakeIfIdle();
+}
+
+void Core::QueueReady(Record& fiber) {
+  ThreadState& thread = ThisThread();
+  if (Worker* worker = WorkerOf(thread); worker != nullptr) {
+    if (thread.current == nullptr) {
+      // The poller or a timer: the worker is about to look at its queue, and wakes another if there is more than one.
+      worker->PushReady(fiber);
+      return;
+    }
+    worker->PushNext(fiber);
+    WakeIfIdle();
+    return;
+  }
+  ForeignEntry entry(*this);
+  inject_.Push(fiber);
+  WakeIfIdle();
+}
+
+void Core::QueueYielded(Record& fiber) {
+  // A fiber that yields in a loop goes behind those queued from outside.
+  if (inject_.size() > 0) {
+    inject_.Push(fiber);
+  } else {
+    WorkerOf(ThisThread())->PushReady(fiber);
+  }
+  WakeIfIdle();
+}
+
+Record* Core::TakeNext(ThreadState& thread, WaitBlock* spare) {
+  Worker& worker = *static_cast<Worker*>(thread.worker);
+  return worker.is_maintenance_due() ? nullptr : worker.TakeLocal(spare);
+}
+
+bool Core::TakeNextForYield(ThreadState& thread, Record** next) {
+  Worker& worker = *static_cast<Worker*>(thread.worker);
+  if (worker.is_maintenance_due()) {
+    *next = nullptr;
+    return true;
+  }
+  *next = worker.TakeLocal(nullptr);
+  return *next != nullptr;
+}
+
+void Core::ArmTimer(ThreadState& thread, WaitBlock& block, int64_t deadline_ns) {
+  constexpr int64_t kLate = TimerQueue::kLatenessNs;
+  if (block.timer.filed_ns.load(std::memory_order_seq_cst) <= deadline_ns - kLate) return;  // order: timer
+  const int64_t now = fiber::internal::MonotonicNs();
+  // A wait of 64 times that may be as late anyway (a sixty-fourth of its length).
+  if (!TryFile(block, deadline_ns, kLate, deadline_ns - now >= 64 * kLate)) return;
+  TimerQueue& timers = static_cast<Worker*>(thread.worker)->queue().timers;
+  if (timers.File(block, deadline_ns, now) && idle_.IsKeeperLate(timers.next_due_ns())) {
+    InterruptSleeper();
+  }
+}
+
+int64_t Core::NowNs() { return fiber::internal::MonotonicNs(); }
+
+void Core::OnFiberEnded(ThreadState& thread) {
+  AddOne(static_cast<Worker*>(thread.worker)->queue().ended);
+  if (is_draining_.load(std::memory_order_relaxed)) [[unlikely]] {
+    drained_.fetch_add(1, std::memory_order_release);
+    fiber::internal::FutexWake(drained_, 1);
+  }
+}
+
+bool Core::HasFibers() const {
+  if (inject_.size() > 0 || unstarted_.size() > 0) return true;
+  return std::any_of(queues_.begin(), queues_.end(),
+                     [](const auto& queue) { return queue->has_fibers(); });
+}
+
+int64_t Core::EarliestDue() const {
+  int64_t earliest = kNeverNs;
+  for (const auto& queue : queues_) earliest = std::min(earliest, queue->timers.next_due_ns());
+  return earliest;
+}
+
+void Core::CancelAll() {
+  SetCancelled();
+  fiber::internal::ForEachRecord([this](Record& fiber) {
+    const uint64_t id = fiber.id.load(std::memory_order_acquire);  // order: owner
+    if (fiber::internal::SchedulerOf(fiber) == this) fiber::internal::ClaimForCancel(fiber, id);
+  });
+}
+
+// The ends are read before the spawns: a fiber is spawned by a live one, whose own spawn is counted and its end is not,
+// so if the sums are equal nothing was alive when the last end was counted. Spawns from outside are the caller's care.
+bool Core::IsDrained() const {
+  uint64_t ended = 0;
+  for (const auto& queue : queues_) ended += queue->ended.load(std::memory_order_acquire);
+  uint64_t spawned = foreign_spawned_.load(std::memory_order_acquire);
+  for (const auto& queue : queues_) spawned += queue->spawned.load(std::memory_order_acquire);
+  return ended == spawned;
+}
+
+bool Core::WaitUntilDrained(int64_t deadline_ns) {
+  is_draining_.store(true, std::memory_order_seq_cst);
+  for (;;) {
+    const uint32_t seen = drained_.load(std::memory_order_acquire);
+    if (IsDrained()) return true;
+    const int64_t now = fiber::internal::MonotonicNs();
+    if (now >= deadline_ns) return false;
+    // A fiber that ended just before it could see is_draining_ wakes nobody: look again before long.
+    constexpr int64_t kLookAgain = 10'000'000;
+    (void)fiber::internal::FutexWait(drained_, seen, std::min(deadline_ns, now + kLookAgain));
+  }
+}
+
+std::string Core::DescribeFibers() {
+  constexpr size_t kMost = 20;
+  size_t count = 0;
+  std::string text;
+  fiber::internal::ForEachRecord([&](Record& fiber) {
+    if (fiber::internal::SchedulerOf(fiber) != this) return;
+    if (++count > kMost) return;
+    if (fiber::internal::TryHold(fiber)) {
+      const WaitBlock& block = *fiber.block.load(std::memory_order_acquire);  // order: owner
+      absl::StrAppend(&text, "\n  ", fiber::internal::Describe(fiber), " waits for ",
+                      std::string(WaitReasonName(block.reason)));
+      fiber::internal::Release(fiber);
+      return;
+    }
+    const State state = fiber.state.load(std::memory_order_acquire);
+    absl::StrAppend(&text, "\n  ", fiber::internal::DescribeUnheld(fiber),
+                    state == State::kNew ? " has not started" : " is running or runnable");
+  });
+  if (count > kMost) absl::StrAppend(&text, "\n  … and ", count - kMost, " more");
+  return absl::StrCat(count, count == 1 ? " fiber is left:" : " fibers are left:", text);
+}
+
+Stats Core::stats() const {
+  Stats stats;
+  stats.workers = static_cast<int>(workers_.size());
+  uint64_t ended = 0;
+  for (const auto& queue : queues_) ended += queue->ended.load(std::memory_order_acquire);
+  stats.fibers_spawned = foreign_spawned_.load(std::memory_order_acquire);
+  for (const auto& queue : queues_) {
+    stats.fibers_spawned += queue->spawned.load(std::memory_order_acquire);
+    stats.steals += queue->steals.load(std::memory_order_relaxed);
+  }
+  stats.fibers_live = stats.fibers_spawned - ended;
+  stats.worker_wakes = wakes_.load(std::memory_order_relaxed);
+  return stats;
+}
+
+EventSource* Core::InstallEventSource(std::unique_ptr<EventSource> (*make)()) {
+  if (EventSource* source = installed_source(); source != nullptr) return source;
+  std::lock_guard<std::mutex> hold(install_mutex_);
+  if (owned_source_ != nullptr) return owned_source_.get();
+  owned_source_ = make();
+  if (owned_source_ == nullptr) return nullptr;
+  installed_source_.store(owned_source_.get(), std::memory_order_seq_cst);  // order: source
+  for (uint32_t i = 0; i < worker_count(); ++i) futex_source_.Interrupt();
+  return owned_source_.get();
+}
+
+EventSource* InstalledEventSource(fiber::Scheduler* scheduler,
+                                  std::unique_ptr<EventSource> (*make)()) {
+  Core* core = dynamic_cast<Core*>(scheduler);
+  return core == nullptr ? nullptr : core->InstallEventSource(make);
+}
+
+}  // namespace sched::internal

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef WEFT_SCHED_INTERNAL_CORE_H_
+#define WEFT_SCHED_INTERNAL_CORE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "fiber/scheduler.h"
+#include "sched/event_source.h"
+#include "sched/internal/futex_source.h"
+#include "sched/internal/idle.h"
+#include "sched/internal/run_queue.h"
+#include "sched/internal/shared_queue.h"
+#include "sched/runtime.h"
+
+namespace sched::internal {
+
+class Worker;
+
+// Core is a runtime without its face: the run queues, the workers that run from them, and what they share. It is the
+// work-stealing implementation of fiber::Scheduler.
+//
+// What a fiber is queued in, by where it comes from:
+//
+//   spawned by a fiber        the worker's unstarted deque; overflow: unstarted_
+//   spawned from outside      unstarted_
+//   unparked by a fiber       the worker's next-slot; whom it displaces goes to the ring
+//   unparked by the poller,   the worker's ring; overflow: half of it to inject_
+//   a timer, or a yield
+//   unparked from outside     inject_
+//
+// Nothing is ever full. Every push is followed by a look at the idle word (idle.h).
+class Core final : public fiber::Scheduler {
+ public:
+  explicit Core(const RuntimeOptions& options);
+  // REQUIRES: Stop() was called.
+  ~Core() override;
+
+  void Start();
+  // Ends the workers. REQUIRES: no fiber is left.
+  void Stop();
+
+  // fiber::Scheduler.
+  void QueueNew(Record& fiber) override;
+  void RequeueNew(Record& fiber) override;
+  void QueueReady(Record& fiber) override;
+  void QueueYielded(Record& fiber) override;
+  Record* TakeNext(fiber::internal::ThreadState& thread, fiber::internal::WaitBlock* spare) override;
+  bool TakeNextForYield(fiber::internal::ThreadState& thread, Record** next) override;
+  void ArmTimer(fiber::internal::ThreadState& thread, fiber::internal::WaitBlock& block,
+                int64_t deadline_ns) override;
+  int64_t NowNs() override;
+  void OnFiberEnded(fiber::internal::ThreadState& thread) override;
+  fiber::internal::StackClass default_stack_class() const override { return stack_class_; }
+
+  // For the face.
+  const RuntimeOptions& options() const { return options_; }
+  void CancelAll();
+  // True when every fiber has ended; false at the deadline. Blocks the thread.
+  bool WaitUntilDrained(int64_t deadline_ns);
+  // A line for each fiber that is left.
+  std::string DescribeFibers();
+  Stats stats() const;
+  EventSource* InstallEventSource(std::unique_ptr<EventSource> (*make)());
+
+  // For workers.
+  const std::vector<std::unique_ptr<RunQueue>>& queues() const { return queues_; }
+  uint32_t worker_count() const { return static_cast<uint32_t>(queues_.size()); }
+  SharedQueue& inject() { return inject_; }
+  SharedQueue& unstarted() { return unstarted_; }
+  Idle& idle() { return idle_; }
+  bool is_stopped() const { return is_stopped_.load(std::memory_order_acquire); }  // order: stop
+  bool HasFibers() const;
+  int64_t EarliestDue() const;
+  // Null where there are no descriptors: then there is nothing to look at for events.
+  EventSource* installed_source() const {
+    return installed_source_.load(std::memory_order_acquire);  // order: source
+  }
+  // Where to sleep. Called when idle already: whoever installs a source interrupts the old one after that.
+  EventSource& sleeping_source() {
+    EventSource* source = installed_source_.load(std::memory_order_seq_cst);  // order: source
+    return source != nullptr ? *source : futex_source_;
+  }
+  void InterruptSleeper() { sleeping_source().Interrupt(); }
+  // After a push: wakes an idle worker if there is one and nobody searches.
+  void WakeIfIdle();
+
+ private:
+  // Counts a thread from outside in while it touches the runtime, so that ~Core waits for it: the fiber it made runnable
+  // may be the last one. order: foreign — release by the leaver, acquire by ~Core.
+  class ForeignEntry {
+   public:
+    explicit ForeignEntry(Core& core) : core_(core) {
+      core_.foreign_.fetch_add(1, std::memory_order_relaxed);
+    }
+    ~ForeignEntry() { core_.foreign_.fetch_sub(1, std::memory_order_release); }  // order: foreign
+
+   private:
+    Core& core_;
+  };
+
+  Worker* WorkerOf(const fiber::internal::ThreadState& thread) const;
+  bool IsDrained() const;
+
+  const RuntimeOptions options_;
+  const fiber::internal::StackClass stack_class_;
+  std::vector<std::unique_ptr<RunQueue>> queues_;  // const after the constructor
+  std::vector<std::unique_ptr<Worker>> workers_;   // const after Start
+  Idle idle_;
+  SharedQueue inject_;     // Ready fibers
+  SharedQueue unstarted_;  // New fibers
+
+  FutexSource futex_source_;
+  std::mutex install_mutex_;
+  std::unique_ptr<EventSource> owned_source_;  // guarded by install_mutex_
+  // order: source — release by the installer; seq_cst against sleepers: the installer stores, then interrupts the old
+  // source once for each worker; a sleeper that loads the old one later than that finds a permit there.
+  Atomic<EventSource*> installed_source_{nullptr};
+
+  Atomic<bool> is_stopped_{false};    // order: stop — release by Stop, acquire by workers
+  Atomic<bool> is_draining_{false};
+  Atomic<uint32_t> drained_{0};       // futex: counts wake-ups of WaitUntilDrained
+  Atomic<uint64_t> foreign_spawned_{0};
+  Atomic<uint64_t> wakes_{0};
+  alignas(64) Atomic<uint64_t> foreign_{0};
+};
+
+}  // namespace sched::internal
+
+#endif  // WEFT_SCHED_INTERNAL_CORE_H_

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef WEFT_SCHED_INTERNAL_RUN_QUEUE_H_
+#define WEFT_SCHED_INTERNAL_RUN_QUEUE_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "fiber/internal/atomic.h"
+#include "fiber/internal/record.h"
+#include "sched/internal/ring.h"
+#include "sched/internal/timer_queue.h"
+#include "sched/internal/unstarted_deque.h"
+
+namespace sched::internal {
+
+// RunQueue is what a worker runs from: an object of its own that does not depend on the worker's thread. Everything in it
+// can be taken from outside, so that the fibers of a worker that is stuck in user code need not wait for it.
+//
+// The owner is the worker that runs from it; "anyone" is any worker of the runtime.
+struct alignas(64) RunQueue {
+  static constexpr size_t kRingSlots = 2048;
+  static constexpr size_t kUnstartedSlots = 1024;
+
+  // The fiber unparked last by the one that runs: it runs next, while what it needs is in the cache. Owner and anyone:
+  // exchange. order: idle-wake — the exchange that fills it is a "push".
+  Atomic<Record*> next_slot{nullptr};
+  Atomic<uint64_t> ticks{0};  // scheduling rounds; written by the owner. A thief sees by it whether the owner is stuck
+
+  Ring<kRingSlots> ring;
+  UnstartedDeque<kUnstartedSlots> unstarted;
+  TimerQueue timers;
+
+  // Written by the owner, summed up by the runtime.
+  alignas(64) Atomic<uint64_t> spawned{0};
+  Atomic<uint64_t> ended{0};
+  Atomic<uint64_t> steals{0};
+
+  // The idle protocol's look.
+  bool has_fibers() const {
+    return next_slot.load(std::memory_order_seq_cst) != nullptr ||  // order: idle-wake
+           !ring.is_empty() || !unstarted.is_empty();
+  }
+};
+
+// For counters that have one writer.
+inline void AddOne(Atomic<uint64_t>& counter) {
+  counter.store(counter.load(std::memory_order_relaxed) + 1, std::memory_order_release);
+}
+
+}  // namespace sched::internal
+
+#endif  // WEFT_SCHED_INTERNAL_RUN_QUEUE_H_

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sched/internal/timer_queue.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "fiber/internal/park.h"
+#include "fiber/internal/thread_state.h"
+
+namespace sched::internal {
+
+using fiber::internal::kNeverNs;
+using fiber::internal::OnTimer;
+using fiber::internal::SpinLockHolder;
+using fiber::internal::WaitBlock;
+
+TimerQueue::TimerQueue() : wheel_(fiber::internal::MonotonicNs()) {}
+
+bool TimerQueue::File(WaitBlock& block, int64_t deadline_ns, int64_t now_ns) {
+  SpinLockHolder hold(lock_);
+  if (wheel_.size() >= sweep_at_) {
+    wheel_.Sweep([](const TimerWheel::Entry& entry) {
+      return static_cast<const WaitBlock*>(entry.key)->timer.filed_ns.load(
+                 std::memory_order_relaxed) == entry.deadline_ns;
+    });
+    sweep_at_ = std::max(kSmallestSweep, 2 * wheel_.size());
+  }
+  wheel_.Insert(&block, deadline_ns, now_ns);
+  const int64_t due = wheel_.NextDue();
+  if (due == next_due_ns_.load(std::memory_order_relaxed)) return false;
+  const bool is_earlier = due < next_due_ns_.load(std::memory_order_relaxed);
+  next_due_ns_.store(due, std::memory_order_seq_cst);  // order: idle-wake
+  return is_earlier;
+}
+
+void TimerQueue::Expire(int64_t now_ns) {
+  thread_local std::vector<TimerWheel::Entry>
+      due;  // the caller is a worker on its own stack: it does not migrate
+  bool has_more = next_due_ns() <= now_ns;
+  while (has_more) {
+    {
+      SpinLockHolder hold(lock_);
+      has_more = wheel_.Expire(now_ns, kBatch, &due);
+      next_due_ns_.store(wheel_.NextDue(), std::memory_order_seq_cst);  // order: idle-wake
+    }
+    for (const TimerWheel::Entry& entry : due) {
+      auto& block = *static_cast<WaitBlock*>(entry.key);
+      const int64_t later = OnTimer(block, entry.deadline_ns, now_ns);
+      if (later != kNeverNs) (void)File(block, later, now_ns);  // the caller looks at next_due_ns() before it sleeps
+    }
+    due.clear();
+  }
+}
+
+}  // namespace sched::internal

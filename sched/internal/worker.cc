@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sched/internal/worker.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <sys/prctl.h>
+
+#include <algorithm>
+#include <system_error>
+
+#include "fiber/internal/context.h"
+#include "fiber/internal/overflow.h"
+#include "sched/internal/core.h"
+
+namespace sched::internal {
+
+using fiber::internal::After;
+using fiber::internal::State;
+using fiber::internal::ThreadState;
+using fiber::internal::WaitBlock;
+
+Worker::Worker(Core& core, RunQueue& queue, uint32_t index)
+    : core_(core), queue_(queue), index_(index), random_((index + 1) * 0x9E3779B97F4A7C15u) {}
+
+bool Worker::Start() {
+  try {
+    thread_ = std::thread([this] { Main(); });
+    return true;
+  } catch (const std::system_error&) {
+    return false;
+  }
+}
+
+namespace {
+
+// Signals meant for the process go to threads that are not ours; faults are the thread's own, SIGPROF a profiler's.
+void BlockSignals() {
+  sigset_t signals;
+  sigfillset(&signals);
+  for (int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT, SIGPROF}) {
+    sigdelset(&signals, signal);
+  }
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // cannot fail with these arguments
+}
+
+}  // namespace
+
+void Worker::Main() {
+  BlockSignals();
+  fiber::internal::AlternateStack alternate_stack;
+  pthread_setname_np(pthread_self(), "weft-worker");  // only a name: may fail
+  // Sleeps of 100 us are to be honoured; the default lets the kernel be 50 us late. Refused: as late as it likes.
+  prctl(PR_SET_TIMERSLACK, 10'000UL);
+  state_ = &fiber::internal::ThisThread();
+  fiber::internal::BecomeWorker(*state_, core_, this);
+  while (Record* next = FindNext()) {
+    fiber::internal::Switch(*state_, next, After::kNothing);
+  }
+  fiber::internal::StopBeingWorker(*state_);
+  core_.InterruptSleeper();  // the next one may sleep on
+}
+
+// xorshift64* (Marsaglia; Vigna): for the order of victims only.
+uint64_t Worker::Random() {
+  random_ ^= random_ >> 12;
+  random_ ^= random_ << 25;
+  random_ ^= random_ >> 27;
+  return random_ * 0x2545F4914F6CDD1Du;
+}
+
+void Worker::PushReady(Record& fiber) {
+  if (queue_.ring.Push(fiber)) [[likely]] return;
+  // Full: the older half moves to the shared queue, and the fiber goes behind it, so that order is kept there too.
+  Record* half[RunQueue::kRingSlots / 2];
+  const size_t count = queue_.ring.TakeHalf(half);
+  for (size_t i = 0; i + 1 < count; ++i) half[i]->next = half[i + 1];
+  if (count > 0) {
+    half[count - 1]->next = nullptr;
+    core_.inject().PushList(half[0], half[count - 1], count);
+  }
+  if (!queue_.ring.Push(fiber)) core_.inject().Push(fiber);
+}
+
+void Worker::PushNext(Record& fiber) {
+  Record* displaced =
+      queue_.next_slot.exchange(&fiber, std::memory_order_seq_cst);  // order: idle-wake
+  if (displaced != nullptr) PushReady(*displaced);
+}
+
+void Worker::PushUnstarted(Record& fiber) {
+  if (queue_.unstarted.Push(fiber)) [[likely]] return;
+  // Full: the older half moves to the shared queue.
+  Record* first = nullptr;
+  Record* last = nullptr;
+  size_t count = 0;
+  while (count < RunQueue::kUnstartedSlots / 2) {
+    Record* oldest = queue_.unstarted.TakeOldest();
+    if (oldest == nullptr) break;
+    oldest->next = nullptr;
+    if (first == nullptr) {
+      first = oldest;
+    } else {
+      last->next = oldest;
+    }
+    last = oldest;
+    ++count;
+  }
+  if (first != nullptr) core_.unstarted().PushList(first, last, count);
+  if (!queue_.unstarted.Push(fiber)) core_.unstarted().Push(fiber);
+}
+
+Record* Worker::TakeLocal(WaitBlock* spare) {
+  for (;;) {
+    ++tick_;
+    queue_.ticks.store(tick_, std::memory_order_relaxed);
+    Record* fiber = nullptr;
+    if (next_runs_ < kMostNextRuns &&
+        queue_.next_slot.load(std::memory_order_relaxed) != nullptr) {
+      fiber = queue_.next_slot.exchange(nullptr, std::memory_order_acq_rel);  // order: idle-wake
+    }
+    if (fiber != nullptr) {
+      ++next_runs_;
+      return fiber;
+    }
+    if (tick_ % kUnstartedShare == 0) fiber = queue_.unstarted.TakeOldest();
+    if (fiber == nullptr) fiber = queue_.ring.Pop();
+    if (fiber == nullptr) fiber = queue_.unstarted.TakeNewest();
+    if (fiber == nullptr) {
+      if (next_runs_ == 0) return nullptr;
+      next_runs_ = 0;  // nobody else was kept out
+      if (queue_.next_slot.load(std::memory_order_relaxed) == nullptr) return nullptr;
+      continue;
+    }
+    next_runs_ = 0;
+    if (fiber->state.load(std::memory_order_relaxed) != State::kNew) return fiber;
+    if (fiber::internal::BindStack(*state_, *fiber, spare)) return fiber;
+  }
+}
+
+// A fiber taken from elsewhere, ready to run; null: it is New and waits for a stack.
+Record* Worker::Bound(Record* fiber) {
+  if (fiber == nullptr || fiber->state.load(std::memory_order_relaxed) != State::kNew) return fiber;
+  return fiber::internal::BindStack(*state_, *fiber, nullptr) ? fiber : nullptr;
+}
+
+Record* Worker::FindNext() {
+  for (;;) {
+    if (core_.is_stopped()) return nullptr;
+    if (is_maintenance_due()) {
+      if (Record* fiber = Maintain(); fiber != nullptr) return Found(fiber);
+    }
+    if (Record* fiber = TakeLocal(nullptr); fiber != nullptr) return Found(fiber);
+    if (Record* fiber = TakeShared(); fiber != nullptr) return Found(fiber);
+    if (core_.worker_count() > 1) {
+      if (EventSource* source = core_.installed_source(); source != nullptr) {
+        source->Poll(0);
+        if (Record* fiber = TakeLocal(nullptr); fiber != nullptr) return Found(fiber);
+      }
+      if (role_ == Idle::Role::kSearcher || core_.idle().TryStartSearching(core_.worker_count())) {
+        role_ = Idle::Role::kSearcher;
+        if (Record* fiber = TakeFromOthers(); fiber != nullptr) return Found(fiber);
+      }
+    }
+    Sleep();
+  }
+}
+
+// A fiber to run, found on the thread's own stack: there may be more where it came from.
+Record* Worker::Found(Record* fiber) {
+  if (role_ == Idle::Role::kSearcher) {
+    role_ = Idle::Role::kBusy;
+    if (core_.idle().StopSearching()) core_.WakeIfIdle();
+  } else if (core_.idle().idle() > 0 && queue_.has_fibers()) {
+    core_.WakeIfIdle();
+  }
+  return fiber;
+}
+
+// A turn for what does not come by itself: timers, events, and fibers queued from outside, one of which goes first.
+Record* Worker::Maintain() {
+  ExpireTimers();
+  maintenance_at_ = tick_ + (queue_.timers.next_due_ns() == kNeverNs ? kMaintenanceRounds : kTimerRounds);
+  if (tick_ < poll_at_) return nullptr;
+  poll_at_ = tick_ + kMaintenanceRounds;
+  if (EventSource* source = core_.installed_source(); source != nullptr) source->Poll(0);
+  return TakeOneShared();
+}
+
+// One fiber queued from outside, so that a worker with plenty of its own does not forget them.
+Record* Worker::TakeOneShared() {
+  size_t count;
+  if (Record* fiber = core_.inject().Take(1, &count); fiber != nullptr) return fiber;
+  return Bound(core_.unstarted().Take(1, &count));
+}
+
+// A fair share of a shared queue, into the own queue. Few at once: large batches thrash.
+Record* Worker::TakeShared() {
+  const auto share = [this](const SharedQueue& queue) {
+    return std::min(queue.size() / core_.worker_count() + 1, kMostTakenAtOnce);
+  };
+  size_t count;
+  if (Record* list = core_.inject().Take(share(core_.inject()), &count); list != nullptr) {
+    for (Record* fiber = list->next; fiber != nullptr;) {
+      Record* next = fiber->next;
+      PushReady(*fiber);
+      fiber = next;
+    }
+    return list;
+  }
+  for (;;) {
+    Record* list = core_.unstarted().Take(share(core_.unstarted()), &count);
+    if (list == nullptr) return nullptr;
+    for (Record* fiber = list->next; fiber != nullptr;) {
+      Record* next = fiber->next;
+      PushUnstarted(*fiber);
+      fiber = next;
+    }
+    if (Record* fiber = Bound(list); fiber != nullptr) return fiber;
+  }
+}
+
+Record* Worker::TakeFromOthers() {
+  const uint32_t count = core_.worker_count();
+  for (int round = 0; round < kSearchRounds; ++round) {
+    const uint32_t start = static_cast<uint32_t>(Random() % count);
+    for (uint32_t i = 0; i < count; ++i) {
+      const uint32_t victim = (start + i) % count;
+      if (victim == index_) continue;
+      if (Record* fiber = StealFrom(*core_.queues()[victim]); fiber != nullptr) return fiber;
+    }
+    if (Record* fiber = TakeShared(); fiber != nullptr) return fiber;
+  }
+  for (uint32_t i = 1; i < count; ++i) {
+    RunQueue& victim = *core_.queues()[(index_ + i) % count];
+    if (Record* fiber = StealNextSlot(victim); fiber != nullptr) return fiber;
+  }
+  return nullptr;
+}
+
+Record* Worker::StealFrom(RunQueue& victim) {
+  Record* stolen[kMostTakenAtOnce];
+  if (const size_t count = victim.ring.TakeHalf(stolen); count > 0) {
+    AddOne(queue_.steals);
+    for (size_t i = 1; i < count; ++i) PushReady(*stolen[i]);
+    return stolen[0];
+  }
+  while (Record* fiber = victim.unstarted.TakeOldest()) {
+    AddOne(queue_.steals);
+    if ((fiber = Bound(fiber)) != nullptr) return fiber;
+  }
+  return nullptr;
+}
+
+// The next-slot is taken only from a worker that stays in one fiber: two that wake each other would be torn apart.
+Record* Worker::StealNextSlot(RunQueue& victim) {
+  constexpr int kPatience = 200;  // some 3 us, as Go waits before it takes runnext
+  if (victim.next_slot.load(std::memory_order_relaxed) == nullptr) return nullptr;
+  const uint64_t ticks = victim.ticks.load(std::memory_order_relaxed);
+  for (int i = 0; i < kPatience; ++i) fiber::internal::CpuRelax();
+  if (victim.ticks.load(std::memory_order_relaxed) != ticks) return nullptr;
+  Record* fiber = victim.next_slot.exchange(nullptr, std::memory_order_acq_rel);  // order: idle-wake
+  if (fiber != nullptr) AddOne(queue_.steals);
+  return fiber;
+}
+
+// Timers are taken with the work: whoever comes by expires what is due, in any queue.
+void Worker::ExpireTimers() {
+  const int64_t due = core_.EarliestDue();
+  if (due == kNeverNs) return;
+  const int64_t now = fiber::internal::MonotonicNs();
+  state_->round_ns = now;
+  if (due > now) return;
+  for (const auto& queue : core_.queues()) {
+    if (queue->timers.next_due_ns() <= now) queue->timers.Expire(now);
+  }
+}
+
+void Worker::Sleep() {
+  Idle& idle = core_.idle();
+  idle.Enter(role_);
+  if (core_.HasFibers() || core_.is_stopped()) {
+    role_ = idle.Leave();
+    return;
+  }
+  const int64_t due = core_.EarliestDue();
+  int64_t kept;
+  const bool is_keeper = idle.TryKeep(due, &kept);
+  // What was armed between the reading and the publishing was told the old keeper's deadline, or none.
+  if (core_.EarliestDue() >= due) {
+    constexpr int64_t kKeeperMayBeLate = 1'000'000;
+    const int64_t until = is_keeper ? due : std::min(due, kept);
+    core_.sleeping_source().Poll(is_keeper || until == kNeverNs ? until : until + kKeeperMayBeLate);
+  }
+  if (is_keeper) idle.StopKeeping(due);
+  role_ = idle.Leave();
+  ExpireTimers();
+}
+
+}  // namespace sched::internal

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sched/runtime.h"
+
+#include "absl/strings/str_cat.h"
+#include "fiber/internal/spawn.h"
+#include "fiber/internal/thread_state.h"
+#include "sched/internal/core.h"
+
+namespace sched {
+
+Runtime::Runtime() : Runtime(RuntimeOptions{}) {}
+
+Runtime::Runtime(RuntimeOptions options) : core_(new internal::Core(options)) {
+  core_->Start();
+  fiber::internal::RegisterScheduler(*core_);
+}
+
+Runtime::~Runtime() {
+  if (absl::Status status = Shutdown(core_->options().drain); !status.ok()) {
+    fiber::internal::Fatal("a runtime ends, but not its fibers: %s",
+                           std::string(status.message()).c_str());
+  }
+  delete core_;
+}
+
+absl::Status Runtime::Shutdown(fiber::Deadline deadline) {
+  if (core_->is_stopped()) return absl::OkStatus();
+  if (fiber::internal::ThisThread().scheduler == core_) {
+    fiber::internal::Fatal("a runtime is shut down by one of its own fibers, which could never end");
+  }
+  core_->CancelAll();
+  if (!core_->WaitUntilDrained(deadline.nanos())) {
+    return absl::DeadlineExceededError(
+        absl::StrCat("the runtime's fibers were cancelled and given time to end; ", core_->DescribeFibers()));
+  }
+  fiber::internal::UnregisterScheduler(*core_);
+  core_->Stop();
+  return absl::OkStatus();
+}
+
+Stats Runtime::stats() const { return core_->stats(); }
+
+fiber::Scheduler* Runtime::scheduler() const { return core_; }
+
+}  // namespace sched
