@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef WEFT_FIBER_INTERNAL_STATE_WORD_H_
+#define WEFT_FIBER_INTERNAL_STATE_WORD_H_
+
+#include <cstdint>
+
+#include "absl/base/thread_annotations.h"
+#include "fiber/internal/atomic.h"
+#include "fiber/internal/spin_lock.h"
+
+namespace fiber::internal {
+
+// StateWord is the one word of a primitive: its state, whether anybody waits, and the lock of its wait queue.
+//
+// Why one word: a primitive may be destroyed as soon as somebody got through, and what lets somebody through is a change
+// of its state. So that change must be the changer's last touch. With a lock beside the state it is not:
+//
+//   Event::Set, rejected                            a waiter that never parked
+//   lock; is_set = true;                            sees is_set, returns, destroys the event
+//   wake the waiters; unlock    ← of what?
+//
+// | bit         | set by                       | while it is set                                                     |
+// |-------------|------------------------------|---------------------------------------------------------------------|
+// | kQueueLock  | LockQueue, TryLockQueue      | the word and the queue belong to the holder; nobody else stores      |
+// | kHasWaiters | UnlockQueue                  | the queue is not empty                                              |
+// | others      | TryTake, TryGive, UnlockQueue | the primitive's own                                                |
+//
+// To change the state: without kQueueLock in the word seen, by one CAS (TryTake, TryGive). To work on the queue: lock it,
+// change state and queue, UnlockQueue() with the new word. Either way it is one store, the last touch.
+//
+// Rejected: taking the lock bit by fetch_or, and giving it back by fetch_and if it is not needed after all. The bit then
+// comes and goes in words that other CASes expect, and with the hand-over of a mutex that hangs: rarely, and only under
+// load.
+//
+// order: state — publish and hand-off. What was done before a TryGive or UnlockQueue is visible to whoever takes, locks
+// or loads after it: release there, acquire here. A TryTake only acquires: as a read-modify-write it continues the
+// release sequences of the gives before it. UnlockQueue is a plain store and ends them, so LockQueue acquires: what
+// came before reaches those after by way of the holder.
+class ABSL_LOCKABLE StateWord {
+ public:
+  static constexpr uint64_t kQueueLock = 1;
+  static constexpr uint64_t kHasWaiters = 2;
+  static constexpr int kFirstBit = 2;  // the primitive's own bits start here
+
+  constexpr explicit StateWord(uint64_t state = 0) : word_(state) {}
+
+  uint64_t Load() const { return word_.load(std::memory_order_acquire); }  // order: state
+  // To judge by, before a TryGive: it neither gives nor takes anything itself.
+  uint64_t Peek() const { return word_.load(std::memory_order_relaxed); }
+
+  // Change the state by one CAS. False: `seen` is now what the word holds. REQUIRES: `seen` has no kQueueLock.
+  [[nodiscard]] bool TryTake(uint64_t& seen, uint64_t next) {
+    return word_.compare_exchange_strong(seen, next, std::memory_order_acquire,  // order: state
+                                         std::memory_order_acquire);
+  }
+  [[nodiscard]] bool TryGive(uint64_t& seen, uint64_t next) {
+    return word_.compare_exchange_strong(seen, next, std::memory_order_release,  // order: state
+                                         std::memory_order_relaxed);
+  }
+
+  // Locks the queue, if the word still holds `seen`. REQUIRES: `seen` has no kQueueLock.
+  [[nodiscard]] bool TryLockQueue(uint64_t& seen) ABSL_EXCLUSIVE_TRYLOCK_FUNCTION(true) {
+    return word_.compare_exchange_strong(seen, seen | kQueueLock,
+                                         std::memory_order_acquire,  // order: state
+                                         std::memory_order_acquire);
+  }
+  // Locks the queue. Returns the word, without kQueueLock.
+  uint64_t LockQueue() ABSL_EXCLUSIVE_LOCK_FUNCTION() {
+    uint64_t seen = AwaitUnlocked();
+    while (!TryLockQueue(seen)) {
+      if ((seen & kQueueLock) != 0) seen = AwaitUnlocked();
+    }
+    return seen;
+  }
+  // Publishes `next` and unlocks the queue: the holder's last touch. REQUIRES: `next` has no kQueueLock.
+  void UnlockQueue(uint64_t next) ABSL_UNLOCK_FUNCTION() {
+    word_.store(next, std::memory_order_release);  // order: state
+  }
+
+  // Waits out a holder of the queue's lock, who is done within a few lines, and returns the word seen then.
+  uint64_t AwaitUnlocked() const {
+    Backoff backoff;
+    for (;;) {
+      const uint64_t seen = Load();
+      if ((seen & kQueueLock) == 0) return seen;
+      backoff.Pause();
+    }
+  }
+
+ private:
+  Atomic<uint64_t> word_;
+};
+
+}  // namespace fiber::internal
+
+#endif  // WEFT_FIBER_INTERNAL_STATE_WORD_H_

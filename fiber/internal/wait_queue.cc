@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "fiber/internal/wait_queue.h"
+
+#include "fiber/internal/park.h"
+
+namespace fiber::internal {
+
+size_t WaitQueue::size() const {
+  if (first_ == nullptr) return 0;
+  size_t count = 1;
+  for (const Waiter* waiter = first_->next; waiter != first_; waiter = waiter->next) ++count;
+  return count;
+}
+
+void WaitQueue::PushBack(Waiter& waiter) {
+  waiter.is_linked = true;
+  if (first_ == nullptr) {
+    waiter.next = waiter.prev = first_ = &waiter;
+    return;
+  }
+  Waiter* last = first_->prev;
+  waiter.prev = last;
+  waiter.next = first_;
+  last->next = first_->prev = &waiter;
+}
+
+void WaitQueue::PushFront(Waiter& waiter) {
+  PushBack(waiter);  // on a ring, before the first is behind the last
+  first_ = &waiter;
+}
+
+void WaitQueue::Remove(Waiter& waiter) {
+  waiter.is_linked = false;
+  if (waiter.next == &waiter) {
+    first_ = nullptr;
+    return;
+  }
+  waiter.prev->next = waiter.next;
+  waiter.next->prev = waiter.prev;
+  if (first_ == &waiter) first_ = waiter.next;
+}
+
+bool ClaimedWaiters::Claim(WaitQueue& queue, Waiter& waiter, uint32_t outcome) {
+  const bool is_claimed = waiter.TryClaim();
+  queue.Remove(waiter);
+  if (!is_claimed) return false;
+  waiter.block->outcome = outcome;
+  waiter.next = nullptr;
+  (last_ == nullptr ? first_ : last_->next) = &waiter;
+  last_ = &waiter;
+  return true;
+}
+
+void ClaimedWaiters::Unpark() {
+  for (Waiter* waiter = first_; waiter != nullptr;) {
+    Waiter* next = waiter->next;  // once unparked it may be in its next wait already
+    internal::Unpark(*waiter->block);
+    waiter = next;
+  }
+  first_ = last_ = nullptr;
+}
+
+}  // namespace fiber::internal

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef WEFT_FIBER_INTERNAL_WAIT_QUEUE_H_
+#define WEFT_FIBER_INTERNAL_WAIT_QUEUE_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "fiber/internal/wait_block.h"
+
+namespace fiber::internal {
+
+// WaitQueue is the waiters of one thing, in the order of their coming. One pointer, no memory of its own.
+//
+// Protection: the lock of whatever it belongs to, which also protects `next`, `prev` and `is_linked` of the waiters.
+//
+// A waiter in it may have given up already (its deadline or a cancellation has claimed it) without having come to take
+// itself out: whoever meets it takes it out, and it finds that done.
+class WaitQueue {
+ public:
+  constexpr WaitQueue() = default;
+  WaitQueue(const WaitQueue&) = delete;
+  WaitQueue& operator=(const WaitQueue&) = delete;
+
+  bool is_empty() const { return first_ == nullptr; }
+  // Null: there is none.
+  Waiter* first() const { return first_; }
+  // Walks the queue: for messages.
+  size_t size() const;
+
+  // REQUIRES: !waiter.is_linked
+  void PushBack(Waiter& waiter);
+  void PushFront(Waiter& waiter);
+  // REQUIRES: waiter.is_linked, in this queue
+  void Remove(Waiter& waiter);
+
+ private:
+  Waiter* first_ = nullptr;  // a ring: first_->prev is the last
+};
+
+// ClaimedWaiters is what a waker takes away from under the lock: waiters it has claimed, to be unparked when the lock
+// is dropped.
+//
+//   ClaimedWaiters claimed;
+//   lock
+//   while (Waiter* first = queue.first()) claimed.Claim(queue, *first);
+//   unlock                                      ← last touch of the object
+//   claimed.Unpark();
+//
+// A waiter that is claimed stays put until its own unpark, so the list runs through the waiters themselves.
+class ClaimedWaiters {
+ public:
+  // Takes `waiter` out of `queue` and completes its wait with `outcome`. False: it has given up, and takes what it finds
+  // when it next holds the lock. By whoever holds the queue's lock.
+  bool Claim(WaitQueue& queue, Waiter& waiter, uint32_t outcome);
+  // Likewise, with the outcome the waiter expects.
+  bool Claim(WaitQueue& queue, Waiter& waiter) { return Claim(queue, waiter, waiter.clause); }
+
+  // Makes all of them runnable, in order. Without any lock.
+  void Unpark();
+
+ private:
+  Waiter* first_ = nullptr;
+  Waiter* last_ = nullptr;
+};
+
+}  // namespace fiber::internal
+
+#endif  // WEFT_FIBER_INTERNAL_WAIT_QUEUE_H_

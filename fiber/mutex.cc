@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Two ways to pass a mutex on, and when to use which.
+//
+// Handing it over to the first waiter is fair, and slow: from the unlock until that waiter runs nobody can have it, every
+// lock of a busy mutex then parks, and the program moves at the pace of wake-ups (a convoy). Letting whoever runs have
+// it is fast, and may starve those who wait. So, as in Go: the second, until somebody has waited for 1 ms; then the
+// first, until those who wait have waited for less.
+//
+//   unlock(), others wait                             who waits
+//   kWoken: somebody is on his way: CAS out kHeld     parked
+//   normal: lock the queue, claim the first with
+//     kTryAgain, store free | kWoken     ← last touch
+//     unpark it                                       lock the queue; free: take it. Held again: clear kWoken,
+//                                                       queue in front, note kStarving if 1 ms is over; unlock, park
+//   starving: lock the queue, claim the first with
+//     kYours, kHeld stays                ← last touch
+//     unpark it, yield to it                          returns, without touching the word
+//
+// No wake-up is lost: a waiter links itself under the queue's lock while kHeld is set, so an unlock() comes after it and
+// finds kHasWaiters. Whoever is claimed with kTryAgain always goes on: it takes the mutex, or finds it held and clears
+// kWoken, and the holder's unlock() sees that. It gives up only when it parks again, where it can be claimed again.
+//
+// Who gives up while parked has not been claimed by an unlock(), so it owes nobody anything: it unlinks itself and goes.
+#include "fiber/mutex.h"
+
+#include "fiber/internal/context.h"
+#include "fiber/internal/wait.h"
+
+namespace fiber {
+
+using internal::ClaimedWaiters;
+using internal::StateWord;
+using internal::Waiter;
+
+namespace {
+
+// Outcomes of a waiter's wait.
+constexpr uint32_t kTryAgain = 0;
+constexpr uint32_t kYours = 1;
+
+constexpr int64_t kStarvingNs = 1'000'000;
+
+// When a waiter first came, in its `value`.
+static_assert(sizeof(void*) >= sizeof(int64_t));
+void SetSince(Waiter& waiter, int64_t ns) { waiter.value = reinterpret_cast<void*>(ns); }
+int64_t SinceOf(const Waiter& waiter) { return reinterpret_cast<int64_t>(waiter.value); }
+
+// The caller has handed a mutex over and would only keep it waiting. Not while it is about to park itself.
+void YieldToNewHolder() {
+  const internal::Record* current = internal::ThisThread().current;
+  if (current == nullptr ||
+      current->state.load(std::memory_order_relaxed) != internal::State::kRunning) {
+    return;
+  }
+  internal::YieldFiber();
+}
+
+}  // namespace
+
+bool Mutex::try_lock() {
+  internal::SchedulePoint();
+  return TryTakeFree();
+}
+
+bool Mutex::TryTakeFree() {
+  uint64_t word = word_.Peek();
+  while ((word & kHeld) == 0) {
+    if ((word & StateWord::kQueueLock) != 0) {
+      word = word_.AwaitUnlocked();
+    } else if (word_.TryTake(word, word | kHeld)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+void Mutex::LockSlow() {
+  if (TryTakeFree()) return;
+  internal::Wait wait(WaitReason::kMutex, this, internal::Interruptible::kNo);
+  LockQueued(wait, Deadline::Never()).IgnoreError();  // neither a deadline nor a cancellation can end it
+}
+
+absl::Status Mutex::Lock(Deadline deadline) {
+  internal::Wait wait(WaitReason::kMutex, this);
+  if (absl::Status status = wait.Check(deadline); !status.ok()) return status;
+  if (TryTakeFree()) return absl::OkStatus();
+  return LockQueued(wait, deadline);
+}
+
+absl::Status Mutex::LockQueued(internal::Wait& wait, Deadline deadline) {
+  const int64_t since = internal::NowNs();
+  uint64_t word = word_.LockQueue();
+  if ((word & kHeld) == 0) {
+    word_.UnlockQueue(word | kHeld);
+    return absl::OkStatus();
+  }
+  Waiter& waiter = wait.Open();
+  SetSince(waiter, since);
+  waiters_.PushBack(waiter);
+  word_.UnlockQueue(word | StateWord::kHasWaiters);
+
+  for (;;) {
+    const uint32_t outcome = wait.Park(deadline);
+    if (outcome == kYours) return absl::OkStatus();
+    if (outcome != kTryAgain) {
+      word = word_.LockQueue();
+      if (waiter.is_linked) waiters_.Remove(waiter);
+      if (waiters_.is_empty()) word &= ~(StateWord::kHasWaiters | kStarving);
+      word_.UnlockQueue(word);
+      return wait.StatusOf(outcome);
+    }
+    const bool is_starving = internal::NowNs() - since >= kStarvingNs;
+    word = word_.LockQueue() & ~kWoken;
+    if ((word & kHeld) == 0) {
+      word_.UnlockQueue(word | kHeld);
+      return absl::OkStatus();
+    }
+    wait.Open();  // the same waiter
+    SetSince(waiter, since);
+    waiters_.PushFront(waiter);
+    word_.UnlockQueue(word | StateWord::kHasWaiters | (is_starving ? kStarving : 0));
+  }
+}
+
+void Mutex::UnlockSlow() {
+  uint64_t word = word_.AwaitUnlocked();
+  while ((word & kAnyWaiter) != StateWord::kHasWaiters) {  // nobody waits, or somebody has been woken
+    if ((word & kHeld) == 0) DieUnheld("unlock");
+    if (word_.TryGive(word, word & ~kHeld)) return;
+    if ((word & StateWord::kQueueLock) != 0) word = word_.AwaitUnlocked();
+  }
+
+  word = word_.LockQueue();
+  if ((word & kHeld) == 0) DieUnheld("unlock");
+  const bool is_handed_over = (word & kStarving) != 0;
+  ClaimedWaiters claimed;
+  Waiter* first;
+  do {
+    first = waiters_.first();
+  } while (first != nullptr &&
+           !claimed.Claim(waiters_, *first, is_handed_over ? kYours : kTryAgain));
+  if (waiters_.is_empty()) word &= ~(StateWord::kHasWaiters | kStarving);
+  if (first == nullptr) {
+    word &= ~kHeld;
+  } else if (!is_handed_over) {
+    word = (word & ~kHeld) | kWoken;
+  } else if (internal::NowNs() - SinceOf(*first) < kStarvingNs) {
+    word &= ~kStarving;
+  }
+  word_.UnlockQueue(word);
+  claimed.Unpark();
+  if (is_handed_over && first != nullptr) YieldToNewHolder();
+}
+
+void Mutex::DieUnheld(const char* operation) const {
+  internal::Fatal("fiber::Mutex %p: %s() of one that nobody holds", static_cast<const void*>(this),
+                  operation);
+}
+
+void Mutex::DieWithWaiters() {
+  const uint64_t word = word_.LockQueue();
+  const size_t count = waiters_.size() + ((word & kWoken) != 0 ? 1 : 0);
+  word_.UnlockQueue(word);
+  internal::Fatal("fiber::Mutex %p was destroyed while %zu waited for it", static_cast<void*>(this),
+                  count);
+}
+
+}  // namespace fiber
