@@ -27,15 +27,16 @@ namespace fiber::sim {
 struct SimOptions {
   uint64_t first_seed = 1;
   int schedules = 1000;  // one for each seed from first_seed on
-  double preempt_probability =
-      0.25;  // that a fiber gives way where another worker could have come first
-  double late_probability =
-      0;  // that at a switch the clock jumps though fibers are runnable, as if they were slow
-  int64_t max_steps = 1'000'000;  // switches and timers of one schedule; more is a livelock
-  size_t default_stack_bytes =
-      0;  // of fibers that ask for none, rounded up to a class; 0: as in a runtime
-  bool (*has_failed)() =
-      nullptr;  // asked after each schedule: whether the body found something wrong
+
+  // That a fiber gives way where on several workers another one could have come first.
+  double preempt_probability = 0.25;
+  // That at a switch the clock jumps though fibers are runnable, as if they were slow: timeouts then
+  // race with what they bound.
+  double late_probability = 0;
+
+  int64_t max_steps = 1'000'000;   // switches and timers of one schedule; more is a livelock
+  size_t default_stack_bytes = 0;  // of fibers that ask for none; 0: 256 KiB, more with sanitizers
+  bool (*has_failed)() = nullptr;  // asked after each schedule: whether the body found a failure
 };
 
 // Result says how the schedules went.
@@ -63,20 +64,24 @@ struct Result {
 // at the same instant fire in any order.
 //
 // A schedule fails if
+//
 // - `body` ends with an exception, or `has_failed` says so;
 // - nothing is runnable, no timer is armed, and fibers are left: a deadlock, or, if `body` has
-// ended, leaked fibers;
+//   ended, leaked fibers;
 // - it takes more than `max_steps`: a livelock. A loop that neither parks nor yields is not seen,
-// and hangs. The message names the fibers, what they wait for and where they were spawned; it also
-// goes to stderr at once. Then all fibers are cancelled, so that what they own is destroyed. Those
-// that hang all the same are abandoned: their records, stacks and what these refer to are never
-// freed.
+//   and hangs.
 //
-// WEFT_SEED=N in the environment: runs the schedule of seed N and no other. A process that aborts
+// The message names the fibers, what they wait for and where they were spawned; it also goes to
+// stderr at once. Then all fibers are cancelled, so that what they own is destroyed. Those that hang
+// all the same are abandoned: their records, stacks and what these refer to are never freed.
+//
+// WEFT_SEED=N in the environment runs the schedule of seed N and no other. A process that aborts
 // within a schedule says which seed it was.
 //
 // What is not simulated: other threads. They may not spawn, unpark or cancel fibers of the
-// simulation. REQUIRES: the caller is on a plain thread, not in a fiber.
+// simulation.
+//
+// REQUIRES: the caller is on a plain thread, not in a fiber.
 Result Simulate(const SimOptions& options, absl::FunctionRef<void()> body,
                 std::source_location site = std::source_location::current());
 

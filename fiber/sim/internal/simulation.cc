@@ -29,7 +29,7 @@ using fiber::internal::State;
 constexpr int64_t kClockStartNs = 1'000'000'000;
 
 // A report is read by people.
-constexpr size_t kMostDescribed = 100;
+constexpr size_t kMostDescribed = 50;
 
 #if defined(WEFT_ASAN) || defined(WEFT_TSAN)
 constexpr size_t kDefaultStackBytes = 1 << 20;  // their frames are several times as large
