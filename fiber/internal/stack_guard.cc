@@ -105,8 +105,8 @@ void StackGuards::Announce(int mprotect_error) {
           Count(GuardMode::kMprotect), why.c_str());
 }
 
-// AddressSanitizer may have poisoned what an overflow left behind; here it is just bytes.
-__attribute__((no_sanitize("address"))) void CheckCanarySlow(const WaitBlock& block) {
+// For sanitizers: an overflow may have left poison, and shadow memory of untouched pages is not needed either.
+__attribute__((no_sanitize("address"), no_sanitize("thread"))) void CheckCanarySlow(const WaitBlock& block) {
   if (block.stack_low == nullptr) return;  // a plain thread's
   const auto* word = reinterpret_cast<const uint64_t*>(block.stack_low - kCanaryBytes);
   uint64_t any = 0;

@@ -29,22 +29,22 @@ size_t UsableBytes(const WaitBlock& block) {
   return static_cast<size_t>(block.stack_high - block.stack_low);
 }
 
-// What stacks and names of fibers point to is not leaked.
-void RegisterWithLeakSanitizer([[maybe_unused]] const StackArena& arena,
-                               [[maybe_unused]] uint32_t first, [[maybe_unused]] uint32_t count) {
 #ifdef WEFT_ASAN
-  __lsan_register_root_region(arena.block(first), count * StackArena::kBlockStride);
-  for (uint32_t i = first; i < first + count; ++i) {
-    __lsan_register_root_region(arena.block(i)->stack_low, UsableBytes(*arena.block(i)));
-  }
-#endif
-}
-
-GuardMode BestGuardMode(GuardMode wanted) {
-#ifdef WEFT_ASAN
-  return std::max(wanted, GuardMode::kMprotect);
+constexpr bool kIsAddressSanitized = true;
 #else
-  return wanted;
+constexpr bool kIsAddressSanitized = false;
+#endif
+
+// LeakSanitizer looks for pointers in the stacks, and in the blocks for names. It reads all that can be read in an
+// arena: guards must be mappings of their own, since it trips over markers, and slots not yet carved unreadable, or it
+// would read them all. By arena, since it looks at all mappings of the process for each region.
+GuardMode BestGuardMode(GuardMode wanted) {
+  return kIsAddressSanitized ? std::max(wanted, GuardMode::kMprotect) : wanted;
+}
+void RegisterWithLeakSanitizer([[maybe_unused]] const StackArena& arena) {
+#ifdef WEFT_ASAN
+  __lsan_register_root_region(arena.slots, arena.slot_count * LayoutOf(arena.cls).slot_bytes());
+  __lsan_register_root_region(arena.blocks, arena.slot_count * StackArena::kBlockStride);
 #endif
 }
 
@@ -224,9 +224,10 @@ StackDepot::Chain StackDepot::Carve(StackClass cls, absl::Status* why) {
   if (arena == nullptr ||
       arena->carved.load(std::memory_order_relaxed) == arena->slot_count) {
     StackArena* reserved =
-        ReserveArena(cls, options_.max_arena_slots, options_.commit_by_chunk, why);
+        ReserveArena(cls, options_.max_arena_slots, options_.commit_by_chunk || kIsAddressSanitized, why);
     if (reserved == nullptr) return {};
     arena = reserved;
+    RegisterWithLeakSanitizer(*arena);
     PublishArena(*arena);
     SpinLockHolder hold(lock_);
     ++arenas_;
@@ -252,7 +253,6 @@ StackDepot::Chain StackDepot::Carve(StackClass cls, absl::Status* why) {
     block->stack_high = block->stack_low + layout.usable_bytes;
     chain.Append(*block);
   }
-  RegisterWithLeakSanitizer(*arena, first, count);
   arena->carved.store(first + count, std::memory_order_release);  // order: arena
   return chain;
 }

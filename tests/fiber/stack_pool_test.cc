@@ -23,6 +23,10 @@
 #include "fiber/scheduler.h"
 #include "gtest/gtest.h"
 
+#ifdef WEFT_ASAN
+#include <sanitizer/lsan_interface.h>
+#endif
+
 namespace fiber::internal {
 namespace {
 
@@ -196,7 +200,7 @@ TEST_P(GuardModeTest, TheWayThatWasAskedForIsUsed) {
     better_or_equal += stats.guards[way];
   }
   EXPECT_EQ(better_or_equal, 64u);
-  // A kernel between 6.13 and 6.14 takes guards, but not in batches.
+  // Linux 6.13 and 6.14 take guards, but not in batches.
   EXPECT_GE(stats.guards[static_cast<int>(expected)] + stats.guards[static_cast<int>(GuardMode::kMadvise)], 64u);
 }
 
@@ -273,7 +277,7 @@ TEST(StackGuardTest, LookingAtACanaryCostsNoMemory) {
 }
 
 TEST(StackGuardTest, ThreadsWithoutAStackHaveNoCanary) {
-  WaitBlock plain;
+  const WaitBlock plain;
   CheckCanary(plain);
 }
 
@@ -499,6 +503,17 @@ TEST(StackDepotTest, ForkedChildrenUseTheDepotWhateverTheParentsThreadsWereDoing
   is_stopping.store(true, std::memory_order_relaxed);
   busy.join();
 }
+
+#ifdef WEFT_ASAN
+TEST(LeakTest, WhatOnlyAStackPointsToIsNotLeaked) {
+  StackDepot& depot = NewDepot();
+  WaitBlock& block = *TakeMany(depot, StackClass::k64KiB, 1).front();
+  auto** kept = reinterpret_cast<int**>(block.stack_high - 8 * kPageBytes);
+  *kept = new int(7);
+  EXPECT_EQ(__lsan_do_recoverable_leak_check(), 0);
+  delete *kept;
+}
+#endif
 
 TEST(StackCacheTest, TheOwnerUsesLastInFirstOutAndOthersTakeAll) {
   StackDepot& depot = NewDepot();
