@@ -70,18 +70,34 @@ void StartThreadSanitizerSwitch(ThreadState& thread, const Record* to) {
 }
 #endif
 
+void Bind(Record& fiber, WaitBlock& block) {
+  block.fiber.store(&fiber, std::memory_order_release);  // order: owner
+  fiber.block.store(&block, std::memory_order_release);  // order: owner
+}
+
+// From here on nobody may find the block through the fiber, nor the fiber through the block.
+void Unbind(Record& fiber, WaitBlock& block) {
+  block.fiber.store(nullptr, std::memory_order_release);  // order: owner
+  fiber.block.store(nullptr, std::memory_order_release);  // order: owner
+}
+
+// User code runs only while the fiber has its block: the destructor of a detached fiber's outcome may park, like any
+// other.
 void RunFiber(Record& self, WaitBlock& block) {
   Scheduler* scheduler = self.scheduler;
   self.run(self);
-  ThreadState& thread = ThisThread();  // it may have moved
-  // From here on nobody may find the block through this fiber, nor the fiber through the block.
-  block.fiber.store(nullptr, std::memory_order_release);       // order: owner
-  self.block.store(nullptr, std::memory_order_release);        // order: owner
-  self.state.store(State::kDone, std::memory_order_relaxed);
+  for (;;) {
+    DiscardIfDetached(self);
+    Unbind(self, block);
+    self.state.store(State::kDone, std::memory_order_relaxed);
+    if (FinishJoin(ThisThread(), self)) break;  // it may be on another thread by now
+    // Detached since we looked.
+    Bind(self, block);
+    self.state.store(State::kRunning, std::memory_order_relaxed);
+  }
   delete block.name;
   block.name = nullptr;
-  FinishJoin(thread, self);
-  scheduler->OnFiberEnded(thread);
+  scheduler->OnFiberEnded(ThisThread());
 }
 
 // The entry of every stack. A fiber that ends hands its stack to the next unstarted one, which is then called without
@@ -122,8 +138,7 @@ void Adopt(Record& fiber, WaitBlock& block) {
     delete fiber.extras();
     fiber.extras() = nullptr;
   }
-  block.fiber.store(&fiber, std::memory_order_release);  // order: owner
-  fiber.block.store(&block, std::memory_order_release);  // order: owner
+  Bind(fiber, block);
 }
 
 }  // namespace

@@ -6,13 +6,20 @@
 
 namespace fiber::internal {
 
-void FinishJoin(ThreadState& thread, Record& fiber) {
+void DiscardIfDetached(Record& fiber) {
+  if (fiber.run != nullptr &&
+      fiber.join.load(std::memory_order_acquire) == kJoinDetached) {  // order: join
+    fiber.run(fiber);
+  }
+}
+
+bool FinishJoin(ThreadState& thread, Record& fiber) {
   uintptr_t word = fiber.join.load(std::memory_order_relaxed);
   for (;;) {
     if (word == kJoinDetached) {
-      if (fiber.run != nullptr) fiber.run(fiber);  // a handle was given up: discards the outcome
+      if (fiber.run != nullptr) return false;
       FreeRecord(thread, fiber);
-      return;
+      return true;
     }
     const uintptr_t next = word == 0 ? kJoinDone : word | kJoinLocked;
     if (fiber.join.compare_exchange_weak(word, next, std::memory_order_acq_rel,  // order: join
@@ -20,13 +27,14 @@ void FinishJoin(ThreadState& thread, Record& fiber) {
       break;
     }
   }
-  if (word == 0) return;
+  if (word == 0) return true;
   Waiter& waiter = *reinterpret_cast<Waiter*>(word);
   WaitBlock& block = *waiter.block;
   const bool is_claimed = waiter.TryClaim();
   if (is_claimed) block.outcome = waiter.clause;
   fiber.join.store(kJoinDone, std::memory_order_release);  // order: join
   if (is_claimed) Unpark(block);
+  return true;
 }
 
 absl::Status WaitDone(Record& fiber, Deadline deadline, Interruptible interruptible) {

@@ -30,8 +30,13 @@ inline constexpr uintptr_t kJoinDone = 1;
 inline constexpr uintptr_t kJoinLocked = 2;
 inline constexpr uintptr_t kJoinDetached = 4;
 
-// The fiber has ended. Its record may be gone on return. By a worker.
-void FinishJoin(ThreadState& thread, Record& fiber);
+// Destroys the outcome of a fiber that has ended if its handle was given up, as far as is known. By the fiber itself,
+// while it can park.
+void DiscardIfDetached(Record& fiber);
+
+// The fiber has ended. True: its record may be gone. False: its handle was given up meanwhile, and the outcome is to be
+// discarded first. By a worker.
+[[nodiscard]] bool FinishJoin(ThreadState& thread, Record& fiber);
 
 // Never blocks.
 inline bool IsDone(const Record& fiber) {

@@ -123,6 +123,7 @@ struct JoinedTask {
         std::exchange(TaskStorage<JoinedTask>::Of(fiber).outcome.error, nullptr);
     if (error != nullptr) TerminateForEscaped(fiber, std::move(error));
     TaskStorage<JoinedTask>::Destroy(fiber);
+    fiber.run = nullptr;
   }
 };
 
