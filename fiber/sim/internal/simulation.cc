@@ -37,15 +37,6 @@ constexpr size_t kDefaultStackBytes = 1 << 20;  // their frames are several time
 constexpr size_t kDefaultStackBytes = 256 << 10;
 #endif
 
-StackClass ClassFor(size_t bytes) {
-  if (bytes == 0) bytes = kDefaultStackBytes;
-  for (int i = 0; i < fiber::internal::kStackClasses; ++i) {
-    if (bytes <= fiber::internal::kStackClassBytes[i]) return static_cast<StackClass>(i);
-  }
-  Fatal("SimOptions::default_stack_bytes = %zu, but the largest stack is %zu bytes", bytes,
-        fiber::internal::kStackClassBytes[fiber::internal::kStackClasses - 1]);
-}
-
 template <class T>
 T TakeAt(std::vector<T>& from, size_t i) {
   std::swap(from[i], from.back());
@@ -64,7 +55,8 @@ Simulation::Simulation(const SimOptions& options, uint64_t seed)
     : Scheduler(/*is_simulation=*/true),
       options_(options),
       seed_(seed),
-      stack_class_(ClassFor(options.default_stack_bytes)),
+      stack_class_(fiber::internal::StackClassFor(
+          options.default_stack_bytes == 0 ? kDefaultStackBytes : options.default_stack_bytes)),
       thread_(fiber::internal::ThisThread()),
       random_(seed),
       now_ns_(kClockStartNs),
