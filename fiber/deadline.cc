@@ -16,6 +16,7 @@ Deadline::Deadline(absl::Duration from_now) {
   }
   // Round up, never early; what does not fit is never.
   int64_t wait = absl::ToInt64Nanoseconds(from_now);
+  if (wait == INT64_MAX) return;
   if (absl::Nanoseconds(wait) < from_now) ++wait;
   if (wait > INT64_MAX - now) return;
   ns_ = now + wait;
