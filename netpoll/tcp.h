@@ -41,7 +41,7 @@
 namespace netpoll {
 
 namespace internal {
-struct Descriptor;
+class Descriptor;
 }
 
 // TcpStream is a connected TCP or unix stream socket. Small packets go out at once (TCP_NODELAY). Destroying it closes

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "netpoll/internal/poller.h"
+
+#include <utility>
+
+#include "fiber/internal/thread_state.h"
+#include "fiber/internal/wait_block.h"
+#include "netpoll/internal/backend_epoll.h"
+#include "netpoll/internal/descriptor.h"
+#include "netpoll/internal/descriptor_slab.h"
+#include "netpoll/internal/errno_status.h"
+#include "sched/internal/install.h"
+
+namespace netpoll::internal {
+namespace {
+
+using fiber::internal::ThisThread;
+using fiber::internal::ThreadState;
+
+constexpr int kBatch = 128;
+
+// The runtime wants an event source or nothing; why there is nothing is asked for again.
+std::unique_ptr<sched::EventSource> MakeSource() {
+  absl::StatusOr<Poller*> poller = Poller::Create();
+  if (!poller.ok()) return nullptr;
+  return std::make_unique<PollerSource>(**poller);
+}
+
+}  // namespace
+
+Poller::Poller(std::unique_ptr<Backend> backend)
+    : backend_(std::move(backend)), fork_generation_(DescriptorSlab::ForkGeneration()) {}
+
+absl::StatusOr<Poller*> Poller::Create() {
+  absl::StatusOr<std::unique_ptr<Backend>> backend = EpollBackend::Create();
+  if (!backend.ok()) return backend.status();
+  return new Poller(*std::move(backend));
+}
+
+absl::StatusOr<Poller*> Poller::OfCaller() {
+  const ThreadState& thread = ThisThread();
+  if (thread.current == nullptr) {
+    return absl::FailedPreconditionError(
+        "sockets are made by fibers: a plain thread has no runtime to watch them (sched::Run, sched::Runtime)");
+  }
+  sched::EventSource* source =
+      sched::internal::InstalledEventSource(thread.current->scheduler, &MakeSource);
+  if (source != nullptr) return &static_cast<PollerSource*>(source)->poller();
+  // Either it could not be made just now, which another try explains, or this scheduler takes none.
+  absl::StatusOr<std::unique_ptr<Backend>> backend = EpollBackend::Create();
+  if (!backend.ok()) return backend.status();
+  return absl::FailedPreconditionError("this fiber's scheduler has no sockets (a simulation?)");
+}
+
+bool Poller::is_own_process() const {
+  return fork_generation_ == DescriptorSlab::ForkGeneration();
+}
+
+void Poller::Poll(int64_t deadline_ns) {
+  bool was_kicked = false;
+  const bool may_wait = deadline_ns > 0 && (deadline_ns == fiber::internal::kNeverNs ||
+                                            deadline_ns > fiber::internal::MonotonicNs());
+  if (!may_wait) {
+    (void)Harvest(0, &was_kicked);
+    if (!was_kicked) return;
+    const uint64_t word = permits_.load(std::memory_order_seq_cst);  // order: poll-permit
+    if (PermitsOf(word) > 0 && WaitingOf(word) > 0) backend_->Kick();
+    return;
+  }
+  for (;;) {
+    if (!BeginWait()) {
+      (void)Harvest(0, &was_kicked);
+      if (was_kicked) {
+        const uint64_t word = permits_.load(std::memory_order_seq_cst);  // order: poll-permit
+        if (PermitsOf(word) > 0 && WaitingOf(word) > 0) backend_->Kick();
+      }
+      return;
+    }
+    const bool found = Harvest(deadline_ns, &was_kicked);
+    const bool took_permit = EndWait(was_kicked);
+    // A kick whose permit somebody else has taken is nothing to come back for.
+    if (found || took_permit || !was_kicked) return;
+  }
+}
+
+// True: counted as waiting. False: took a permit instead.
+bool Poller::BeginWait() {
+  uint64_t word = permits_.load(std::memory_order_relaxed);
+  for (;;) {
+    const bool waits = PermitsOf(word) == 0;
+    if (permits_.compare_exchange_weak(word, waits ? word + kWaiting : word - kPermit,
+                                       std::memory_order_seq_cst,  // order: poll-permit
+                                       std::memory_order_relaxed)) {
+      return waits;
+    }
+  }
+}
+
+// True: took a permit.
+bool Poller::EndWait(bool was_kicked) {
+  uint64_t word = permits_.load(std::memory_order_relaxed);
+  bool takes;
+  uint64_t next;
+  do {
+    takes = was_kicked && PermitsOf(word) > 0;
+    next = word - kWaiting - (takes ? kPermit : 0);
+  } while (!permits_.compare_exchange_weak(word, next,
+                                           std::memory_order_seq_cst,  // order: poll-permit
+                                           std::memory_order_relaxed));
+  if (was_kicked && PermitsOf(next) > 0 && WaitingOf(next) > 0) backend_->Kick();
+  return takes;
+}
+
+void Poller::Interrupt() {
+  if (!is_own_process()) return;
+  const uint64_t before = permits_.fetch_add(kPermit, std::memory_order_seq_cst);  // order: poll-permit
+  if (WaitingOf(before) > 0) backend_->Kick();
+}
+
+// True: there were events.
+bool Poller::Harvest(int64_t deadline_ns, bool* was_kicked) {
+  Event events[kBatch];
+  const int count = backend_->Wait(deadline_ns, events, kBatch, was_kicked);
+  for (int i = 0; i < count; ++i) {
+    constexpr int kAhead = 4;
+    if (i + kAhead < count) __builtin_prefetch(Descriptor::OfTag(events[i + kAhead].tag));
+    Descriptor* descriptor = Descriptor::OfTag(events[i].tag);
+    if (descriptor->tag() == events[i].tag) descriptor->OnEvent(events[i].bits);
+  }
+  return count > 0;
+}
+
+absl::Status Poller::Add(Descriptor& descriptor) {
+  if (is_stopped() || !is_own_process()) return RuntimeEndedStatus();
+  refs_.fetch_add(1, std::memory_order_relaxed);
+  if (absl::Status status = backend_->Add(descriptor.fd(), descriptor.tag()); !status.ok()) {
+    Unref();
+    return status;
+  }
+  return absl::OkStatus();
+}
+
+void Poller::Remove(int fd) {
+  if (is_own_process()) backend_->Remove(fd);
+  Unref();
+}
+
+void Poller::Stop() {
+  if (is_own_process()) {
+    is_stopped_.store(true, std::memory_order_seq_cst);  // order: poll-end
+    DescriptorSlab::ForEach([this](Descriptor& descriptor) { descriptor.Orphan(*this); });
+  }
+  Unref();
+}
+
+// order: count — release on every decrement, acquire by the last: what others did with it happens before its end.
+void Poller::Unref() {
+  if (refs_.fetch_sub(1, std::memory_order_release) == 1) {  // order: count
+    (void)refs_.load(std::memory_order_acquire);             // order: count
+    delete this;
+  }
+}
+
+}  // namespace netpoll::internal

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "fiber/this_fiber.h"
+#include "fiber/wait_reason.h"
+#include "netpoll/internal/descriptor.h"
+#include "netpoll/internal/errno_status.h"
+#include "netpoll/internal/poller.h"
+#include "netpoll/internal/socket.h"
+#include "netpoll/internal/syscalls.h"
+#include "netpoll/tcp.h"
+
+namespace netpoll {
+
+using fiber::Deadline;
+using fiber::WaitReason;
+using internal::Descriptor;
+using internal::Direction;
+using internal::ErrnoStatus;
+using internal::FlowLock;
+using internal::Poller;
+
+namespace {
+
+absl::Status ConnectStatus(int error, const Address& address) {
+  const std::string text = address.ToString();
+  switch (error) {
+    case EADDRNOTAVAIL:
+      return ErrnoStatus(absl::StatusCode::kResourceExhausted, error, "connect to", text,
+                         " (net.ipv4.ip_local_port_range: no free port on this side, raise it with sysctl; or no "
+                         "local address of this kind)");
+    case EACCES:
+    case EPERM: return ErrnoStatus(absl::StatusCode::kUnavailable, error, "connect to", text, "");
+    default: return ErrnoStatus(error, "connect to", text);
+  }
+}
+
+// Closes what was not handed on.
+class ScopedFd {
+ public:
+  explicit ScopedFd(int fd) : fd_(fd) {}
+  ScopedFd(const ScopedFd&) = delete;
+  ScopedFd& operator=(const ScopedFd&) = delete;
+  ~ScopedFd() {
+    if (fd_ >= 0) (void)internal::Close(fd_);  // a fresh socket: nothing to lose
+  }
+  int get() const { return fd_; }
+  int Take() { return std::exchange(fd_, -1); }
+
+ private:
+  int fd_;
+};
+
+// A unix listener whose backlog is full says so, and tells nobody when it no longer is.
+absl::Status StartConnecting(int fd, const Address& address, Deadline deadline, bool* is_pending) {
+  absl::Duration pause = absl::Milliseconds(1);
+  for (;;) {
+    const int result = internal::Connect(fd, address.data(), address.size());
+    // Interrupted, it goes on in the background like any other.
+    *is_pending = result == -EINPROGRESS || result == -EINTR;
+    if (result == 0 || *is_pending) return absl::OkStatus();
+    if (result != -EAGAIN || address.family() != AF_UNIX) return ConnectStatus(-result, address);
+    if (absl::Status status = fiber::Sleep(Deadline::Earlier(deadline, pause)); !status.ok()) {
+      return status;
+    }
+    if (deadline.is_past()) return absl::DeadlineExceededError("deadline exceeded");
+    pause = std::min(2 * pause, absl::Milliseconds(50));
+  }
+}
+
+// Waits until the connection is there.
+absl::Status FinishConnecting(Descriptor& descriptor, const Address& address, Deadline deadline) {
+  FlowLock lock(descriptor, Direction::kWrite, WaitReason::kConnect, deadline);
+  if (!lock.status().ok()) return lock.status();
+  for (;;) {
+    lock.flow().slot.ClearReady();
+    const int error = internal::GetOption(descriptor.fd(), SOL_SOCKET, SO_ERROR);
+    if (error != 0) return ConnectStatus(error < 0 ? -error : error, address);
+    sockaddr_storage peer;
+    socklen_t size;
+    const int result = internal::GetPeer(descriptor.fd(), &peer, &size);
+    if (result == 0) return absl::OkStatus();
+    if (result != -ENOTCONN) return ConnectStatus(-result, address);
+    if (absl::Status status = lock.Await(); !status.ok()) return status;
+  }
+}
+
+// The kernel may pick for this end the very port that is connected to; TCP then connects the socket to itself.
+bool IsConnectedToItself(int fd, const Address& address) {
+  sockaddr_storage local{};
+  socklen_t size;
+  return address.family() != AF_UNIX && internal::GetLocal(fd, &local, &size) == 0 &&
+         size == address.size() && memcmp(&local, address.data(), size) == 0;
+}
+
+}  // namespace
+
+absl::StatusOr<TcpStream> TcpStream::Connect(std::string_view host_port, Deadline deadline) {
+  absl::StatusOr<Address> address = Address::Parse(host_port);
+  if (!address.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        std::string(address.status().message()), " (names are not resolved, only addresses)"));
+  }
+  return Connect(*address, deadline);
+}
+
+absl::StatusOr<TcpStream> TcpStream::Connect(const Address& address, Deadline deadline) {
+  absl::StatusOr<Poller*> poller = Poller::OfCaller();
+  if (!poller.ok()) return poller.status();
+  const bool is_unix = address.family() == AF_UNIX;
+  constexpr int kTries = 3;
+  for (int i = 1;; ++i) {
+    if (absl::Status status = fiber::CheckCancelled(); !status.ok()) return status;
+    if (deadline.is_past()) return absl::DeadlineExceededError("deadline exceeded");
+    ScopedFd fd(internal::Socket(address.family()));
+    if (fd.get() < 0) return ErrnoStatus(-fd.get(), "socket for", address.ToString());
+    if (!is_unix) {
+      const int error = internal::SetOption(fd.get(), IPPROTO_TCP, TCP_NODELAY, 1);
+      if (error < 0) return ErrnoStatus(-error, "set TCP_NODELAY");
+    }
+    bool is_pending;
+    // Before it is watched: an unconnected socket counts as hung up.
+    absl::Status status = StartConnecting(fd.get(), address, deadline, &is_pending);
+    if (!status.ok()) return status;
+    absl::StatusOr<Descriptor*> descriptor = Descriptor::Create(**poller, fd.get(), !is_unix);
+    if (!descriptor.ok()) return descriptor.status();
+    (void)fd.Take();
+    TcpStream stream(*descriptor);
+    if (is_pending) status = FinishConnecting(**descriptor, address, deadline);
+    if (!status.ok()) return status;
+    if (!IsConnectedToItself((*descriptor)->fd(), address)) return stream;
+    if (i == kTries) return ConnectStatus(ECONNREFUSED, address);
+  }
+}
+
+}  // namespace netpoll

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "netpoll/wait.h"
+
+#include <errno.h>
+#include <poll.h>
+
+#include "fiber/internal/thread_state.h"
+#include "fiber/this_fiber.h"
+#include "fiber/wait_reason.h"
+#include "netpoll/internal/descriptor.h"
+#include "netpoll/internal/errno_status.h"
+#include "netpoll/internal/poller.h"
+#include "netpoll/internal/syscalls.h"
+
+namespace netpoll {
+
+using fiber::Deadline;
+using fiber::WaitReason;
+using internal::Descriptor;
+using internal::Direction;
+using internal::ErrnoStatus;
+using internal::FlowLock;
+using internal::Poller;
+
+namespace {
+
+// OK: ready. kDeadlineExceeded: not, until then.
+absl::Status PollUntil(int fd, short events, Deadline deadline) {
+  const int what = internal::Poll(fd, events, deadline.nanos());
+  if (what < 0) return ErrnoStatus(-what, "poll");
+  if ((what & POLLNVAL) != 0) return ErrnoStatus(EBADF, "wait for a descriptor");
+  return what == 0 ? absl::DeadlineExceededError("deadline exceeded") : absl::OkStatus();
+}
+
+absl::Status ParkUntil(int fd, Direction direction, short events, Deadline deadline) {
+  absl::StatusOr<Poller*> poller = Poller::OfCaller();
+  if (!poller.ok()) return poller.status();
+  const int duplicate = internal::Duplicate(fd);
+  if (duplicate < 0) return ErrnoStatus(-duplicate, "wait for a descriptor");
+  absl::StatusOr<Descriptor*> descriptor = Descriptor::Create(**poller, duplicate, false);
+  if (!descriptor.ok()) {
+    (void)internal::Close(duplicate);
+    return descriptor.status();
+  }
+  absl::Status status;
+  {
+    FlowLock lock(**descriptor, direction, WaitReason::kDescriptor, deadline);
+    status = lock.status();
+    while (status.ok()) {
+      lock.flow().slot.ClearReady();
+      status = PollUntil(duplicate, events, Deadline::AtNanos(0));
+      if (!absl::IsDeadlineExceeded(status)) break;
+      status = lock.Await();
+    }
+  }
+  (*descriptor)->Drop();
+  return status;
+}
+
+absl::Status WaitFor(int fd, Direction direction, short events, Deadline deadline) {
+  if (absl::Status status = fiber::CheckCancelled(); !status.ok()) return status;
+  if (deadline.is_past()) return absl::DeadlineExceededError("deadline exceeded");
+  if (fiber::internal::ThisThread().current == nullptr) return PollUntil(fd, events, deadline);
+  absl::Status status = PollUntil(fd, events, Deadline::AtNanos(0));
+  if (!absl::IsDeadlineExceeded(status)) return status;
+  return ParkUntil(fd, direction, events, deadline);
+}
+
+}  // namespace
+
+absl::Status WaitReadable(int fd, Deadline deadline) {
+  return WaitFor(fd, Direction::kRead, POLLIN, deadline);
+}
+
+absl::Status WaitWritable(int fd, Deadline deadline) {
+  return WaitFor(fd, Direction::kWrite, POLLOUT, deadline);
+}
+
+}  // namespace netpoll

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef WEFT_TESTS_NETPOLL_SOCKETS_H_
+#define WEFT_TESTS_NETPOLL_SOCKETS_H_
+
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "absl/time/time.h"
+#include "fiber/go.h"
+#include "fiber/internal/record.h"
+#include "fiber/this_fiber.h"
+#include "gtest/gtest.h"
+#include "netpoll/internal/descriptor_slab.h"
+#include "netpoll/tcp.h"
+#include "sched/run.h"
+
+namespace netpoll_test {
+
+// How many descriptors this process has open.
+inline int OpenDescriptors() {
+  DIR* directory = opendir("/proc/self/fd");
+  int count = -1;  // the directory's own
+  while (const dirent* entry = readdir(directory)) count += entry->d_name[0] != '.';
+  closedir(directory);
+  return count;
+}
+
+// Tests that run on several numbers of workers, and fail on leaked descriptors, records and fibers.
+class SocketTest : public testing::TestWithParam<int> {
+ protected:
+  template <class F>
+  void Run(F body) {
+    sched::Run({.workers = GetParam()}, std::move(body));
+  }
+
+  void TearDown() override {
+    EXPECT_EQ(OpenDescriptors(), descriptors_) << "leaked descriptors";
+    EXPECT_EQ(netpoll::internal::DescriptorSlab::CountInUse(), 0u) << "leaked descriptor records";
+    EXPECT_EQ(fiber::internal::CountRecordsInUse(), 0u) << "leaked fibers";
+  }
+
+ private:
+  const int descriptors_ = OpenDescriptors();
+};
+
+#define INSTANTIATE_SOCKET_TEST(Suite)                                     \
+  INSTANTIATE_TEST_SUITE_P(Workers, Suite, testing::Values(1, 2, 4),       \
+                           [](const testing::TestParamInfo<int>& info) {   \
+                             return "W" + std::to_string(info.param);      \
+                           })
+
+// A blocking socket of the test's own, for what a netpoll stream does not do.
+class RawSocket {
+ public:
+  RawSocket() = default;
+  explicit RawSocket(int fd) : fd_(fd) {}
+  RawSocket(RawSocket&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  RawSocket& operator=(RawSocket&& other) noexcept {
+    std::swap(fd_, other.fd_);
+    return *this;
+  }
+  ~RawSocket() { Close(); }
+
+  // Connects to a TCP address; a handshake on the loopback needs nobody to accept.
+  static RawSocket ConnectTo(const netpoll::Address& address) {
+    RawSocket raw(socket(address.family(), SOCK_STREAM | SOCK_CLOEXEC, 0));
+    EXPECT_EQ(connect(raw.fd_, address.data(), address.size()), 0);
+    return raw;
+  }
+
+  int fd() const { return fd_; }
+  void Send(std::string_view data, int flags = 0) {
+    EXPECT_EQ(send(fd_, data.data(), data.size(), flags | MSG_NOSIGNAL),
+              static_cast<ssize_t>(data.size()));
+  }
+  std::string Receive(size_t size) {
+    std::string data(size, '\0');
+    const ssize_t n = recv(fd_, data.data(), size, MSG_WAITALL);
+    data.resize(n < 0 ? 0 : static_cast<size_t>(n));
+    return data;
+  }
+  void Close() {
+    if (fd_ >= 0) close(std::exchange(fd_, -1));
+  }
+  // The peer gets a reset instead of the end.
+  void Reset() {
+    const linger hard{1, 0};
+    EXPECT_EQ(setsockopt(fd_, SOL_SOCKET, SO_LINGER, &hard, sizeof hard), 0);
+    Close();
+  }
+
+ private:
+  int fd_ = -1;
+};
+
+inline netpoll::TcpListener ListenOnLoopback(netpoll::ListenOptions options = {}) {
+  auto listener = netpoll::TcpListener::Listen("127.0.0.1:0", options);
+  EXPECT_TRUE(listener.ok()) << listener.status();
+  return *std::move(listener);
+}
+
+// Two connected streams.
+struct StreamPair {
+  netpoll::TcpStream client;
+  netpoll::TcpStream server;
+};
+
+inline StreamPair Connected() {
+  netpoll::TcpListener listener = ListenOnLoopback();
+  auto client = netpoll::TcpStream::Connect(listener.local());
+  EXPECT_TRUE(client.ok()) << client.status();
+  auto server = listener.Accept();
+  EXPECT_TRUE(server.ok()) << server.status();
+  return {*std::move(client), *std::move(server)};
+}
+
+// A stream and the raw socket at its other end.
+struct RawPair {
+  netpoll::TcpStream stream;
+  RawSocket peer;
+};
+
+inline RawPair ConnectedToRaw() {
+  netpoll::TcpListener listener = ListenOnLoopback();
+  RawSocket peer = RawSocket::ConnectTo(listener.local());
+  auto stream = listener.Accept();
+  EXPECT_TRUE(stream.ok()) << stream.status();
+  return {*std::move(stream), std::move(peer)};
+}
+
+// Lets other fibers go until the one of `handle` waits for something. On several workers it may run beside this.
+template <class T>
+void WaitUntilParked(const fiber::JoinHandle<T>& handle) {
+  using fiber::internal::Record;
+  using fiber::internal::State;
+  bool is_parked = false;
+  while (!is_parked && !handle.is_done()) {
+    fiber::Yield();
+    fiber::internal::ForEachRecord([&](Record& record) {
+      if (record.id.load(std::memory_order_acquire) == handle.id() &&
+          record.state.load(std::memory_order_acquire) == State::kParked) {
+        is_parked = true;
+      }
+    });
+  }
+}
+
+// Fills the flow out of `stream` until a write would wait. Returns how many bytes went out.
+inline size_t FillUp(netpoll::TcpStream& stream) {
+  const std::string chunk(64 << 10, 'x');
+  size_t total = 0;
+  for (;;) {
+    const netpoll::IoResult sent = stream.Write(chunk, absl::Milliseconds(20));
+    total += sent.bytes;
+    if (!sent.ok()) return total;
+  }
+}
+
+// Reads to the end and returns how much there was.
+inline size_t Drain(netpoll::Stream& stream) {
+  std::string buffer(256 << 10, '\0');
+  size_t total = 0;
+  for (;;) {
+    const auto n = stream.Read(buffer);
+    if (!n.ok()) return total;
+    total += *n;
+  }
+}
+
+}  // namespace netpoll_test
+
+#endif  // WEFT_TESTS_NETPOLL_SOCKETS_H_
