@@ -18,8 +18,8 @@
 namespace fiber::internal {
 namespace {
 
-// The list of all arenas. order: arena — release on adding one and on counting a carved slot, acquire in FindGuard():
-// an arena's fields and a block's are there before they can be found.
+// The list of all arenas. order: arena — release on adding one and on counting a carved slot,
+// acquire in FindGuard(): an arena's fields and a block's are there before they can be found.
 Atomic<StackArena*> all_arenas{nullptr};
 
 // The arena itself lies before its blocks.
@@ -56,9 +56,11 @@ size_t Limit(__rlimit_resource which) {
   return limit.rlim_cur;
 }
 
-// True if the kernel populates new mappings (mlockall with MCL_FUTURE): then only little may be reserved.
+// True if the kernel populates new mappings (mlockall with MCL_FUTURE): then only little may be
+// reserved.
 bool IsFutureMemoryPopulated() {
-  void* page = mmap(nullptr, kPageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* page =
+      mmap(nullptr, kPageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (page == MAP_FAILED) return false;  // what follows fails by itself
   unsigned char is_resident = 0;
   const bool is_populated = mincore(page, kPageBytes, &is_resident) == 0 && (is_resident & 1) != 0;
@@ -66,13 +68,14 @@ bool IsFutureMemoryPopulated() {
   return is_populated;
 }
 
-// Linux counts writable private memory against RLIMIT_DATA, and in overcommit mode 2 against CommitLimit, as soon as
-// it is mapped.
+// Linux counts writable private memory against RLIMIT_DATA, and in overcommit mode 2 against
+// CommitLimit, as soon as it is mapped.
 bool IsMappedMemoryCounted() {
   return ReadNumber("/proc/sys/vm/overcommit_memory", 0) == 2 || Limit(RLIMIT_DATA) != SIZE_MAX;
 }
 
-// How much address space stacks may still take. Under RLIMIT_AS an eighth stays for the rest of the program.
+// How much address space stacks may still take. Under RLIMIT_AS an eighth stays for the rest of the
+// program.
 size_t AddressSpaceLeft() {
   const size_t limit = Limit(RLIMIT_AS);
   if (limit == SIZE_MAX) return SIZE_MAX;
@@ -87,16 +90,22 @@ absl::Status Explain(int error) {
     limit = absl::StrCat("address space is limited to ", bytes >> 20,
                          " MiB by RLIMIT_AS: raise it (ulimit -v) or use smaller stacks");
   } else if (error == EAGAIN) {
-    limit = "locked memory is limited by RLIMIT_MEMLOCK, and mlockall(MCL_FUTURE) counts stacks: raise it "
-            "(ulimit -l) or lock less";
+    limit =
+        "locked memory is limited by RLIMIT_MEMLOCK, and mlockall(MCL_FUTURE) counts stacks: raise "
+        "it "
+        "(ulimit -l) or lock less";
   } else if (ReadNumber("/proc/sys/vm/overcommit_memory", 0) == 2) {
-    limit = "vm.overcommit_memory is 2 and CommitLimit is reached: raise vm.overcommit_ratio or use smaller stacks";
+    limit =
+        "vm.overcommit_memory is 2 and CommitLimit is reached: raise vm.overcommit_ratio or use "
+        "smaller stacks";
   } else if (const size_t data = Limit(RLIMIT_DATA); data != SIZE_MAX) {
     limit = absl::StrCat("data is limited to ", data >> 20,
                          " MiB by RLIMIT_DATA: raise it (ulimit -d) or use smaller stacks");
   } else {
-    limit = "memory, address space or mappings are exhausted: look at the memory limit and at vm.max_map_count, or "
-            "use smaller stacks";
+    limit =
+        "memory, address space or mappings are exhausted: look at the memory limit and at "
+        "vm.max_map_count, or "
+        "use smaller stacks";
   }
   return absl::ResourceExhaustedError(
       absl::StrCat("no stack for another fiber: ", limit, " (", strerror(error), ")"));
@@ -119,8 +128,9 @@ StackArena* TryReserve(StackClass cls, uint32_t slots, bool commit_by_chunk) {
     errno = error;
     return nullptr;
   }
-  // All of these may be refused, by kernels built without them: they save memory or make things readable, and
-  // nothing depends on them. Stacks commit by single pages, and core files leave them out.
+  // All of these may be refused, by kernels built without them: they save memory or make things
+  // readable, and nothing depends on them. Stacks commit by single pages, and core files leave them
+  // out.
   madvise(stacks, stack_bytes, MADV_NOHUGEPAGE);
   madvise(stacks, stack_bytes, MADV_DONTDUMP);
   if (block_bytes > 2 * kHugePageBytes) {

@@ -2,8 +2,6 @@
 #include "fiber/internal/stack_guard.h"
 
 #include <sys/mman.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <cstdio>
@@ -13,29 +11,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "fiber/internal/record.h"
+#include "fiber/internal/stack_pages.h"
 #include "fiber/internal/thread_state.h"
 
 namespace fiber::internal {
 namespace {
 
-// Newer than the oldest headers we build with.
-constexpr int kMadvGuardInstall = 102;  // Linux 6.13
-constexpr long kSysProcessMadvise = 440;
-constexpr int kPidfdSelf = -10000;  // Linux 6.15
-
-// Advises as many ranges as the kernel takes, from the first on, and returns their number.
-//
-// Kernels 6.13 and 6.14 would do it for a pidfd from pidfd_open. Not worth it: it is a descriptor to keep, and
-// means the wrong process after fork.
-size_t AdviseBatch(const iovec* ranges, size_t count, int advice) {
-  ssize_t bytes = syscall(kSysProcessMadvise, kPidfdSelf, ranges, count, advice, 0u);
-  size_t done = 0;
-  while (done < count && bytes >= static_cast<ssize_t>(ranges[done].iov_len)) {
-    bytes -= static_cast<ssize_t>(ranges[done].iov_len);
-    ++done;
-  }
-  return done;
-}
+constexpr int kMadvGuardInstall = 102;  // Linux 6.13: newer than the oldest headers we build with
 
 size_t MaxMapCount() {
   size_t max_map_count = 65530;  // the kernel's default
@@ -52,7 +34,8 @@ constexpr size_t kMappingsPerGuard = 2;
 }  // namespace
 
 StackGuards::StackGuards(GuardMode mode, size_t mprotect_budget)
-    : mode_(mode), mprotect_budget_(mprotect_budget != 0 ? mprotect_budget : MaxMapCount() / 4 * 3) {}
+    : mode_(mode),
+      mprotect_budget_(mprotect_budget != 0 ? mprotect_budget : MaxMapCount() / 4 * 3) {}
 
 void StackGuards::Install(const iovec* ranges, size_t count, bool* is_guarded) {
   size_t done = 0;
@@ -63,7 +46,7 @@ void StackGuards::Install(const iovec* ranges, size_t count, bool* is_guarded) {
     }
   };
   if (mode_ <= GuardMode::kAuto) {
-    counted(GuardMode::kAuto, AdviseBatch(ranges, count, kMadvGuardInstall));
+    counted(GuardMode::kAuto, AdvisePages(ranges, count, kMadvGuardInstall));
   }
   if (mode_ <= GuardMode::kMadvise) {
     while (done < count &&
@@ -97,46 +80,33 @@ void StackGuards::Announce(int mprotect_error) {
   } else if (mprotect_error != 0) {
     why = absl::StrCat("since mprotect says: ", strerror(mprotect_error));
   } else {
-    why = absl::StrCat("since ", mprotect_budget_,
-                       " mappings are used up for guards, all that vm.max_map_count leaves for them");
+    why =
+        absl::StrCat("since ", mprotect_budget_,
+                     " mappings are used up for guards, all that vm.max_map_count leaves for them");
   }
-  LogLine("after %zu stacks with guard pages, further stacks have only a canary, looked at whenever their fiber "
-          "parks, %s; raise vm.max_map_count, or use Linux 6.13 or later, where guards need no mappings",
-          Count(GuardMode::kMprotect), why.c_str());
+  LogLine(
+      "after %zu stacks with guard pages, further stacks have only a canary, looked at whenever "
+      "their fiber "
+      "parks, %s; raise vm.max_map_count, or use Linux 6.13 or later, where guards need no "
+      "mappings",
+      Count(GuardMode::kMprotect), why.c_str());
 }
 
-// For sanitizers: an overflow may have left poison, and shadow memory of untouched pages is not needed either.
-__attribute__((no_sanitize("address"), no_sanitize("thread"))) void CheckCanarySlow(const WaitBlock& block) {
+// For sanitizers: an overflow may have left poison, and shadow memory of untouched pages is not
+// needed either.
+__attribute__((no_sanitize("address"), no_sanitize("thread"))) void CheckCanarySlow(
+    const WaitBlock& block) {
   if (block.stack_low == nullptr) return;  // a plain thread's
   const auto* word = reinterpret_cast<const uint64_t*>(block.stack_low - kCanaryBytes);
   uint64_t any = 0;
   for (size_t i = 0; i < kCanaryBytes / sizeof(uint64_t); ++i) any |= word[i];
-  if (any == 0) [[likely]] return;
+  if (any == 0) [[likely]]
+    return;
   const Record* fiber = block.fiber.load(std::memory_order_acquire);  // order: owner
-  LogLine("fatal: stack overflow: %s wrote below its stack, which has no guard; give it a larger one",
-          fiber != nullptr ? Describe(*fiber).c_str() : "a fiber that has ended");
+  LogLine(
+      "fatal: stack overflow: %s wrote below its stack, which has no guard; give it a larger one",
+      fiber != nullptr ? Describe(*fiber).c_str() : "a fiber that has ended");
   abort();
-}
-
-void DiscardPages(const iovec* ranges, size_t count, bool* is_discarded) {
-  size_t done = 0;
-  while (done < count) {
-    for (const size_t end = done + AdviseBatch(ranges + done, count - done, MADV_DONTNEED); done < end; ++done) {
-      is_discarded[done] = true;
-    }
-    if (done == count) return;
-    // A kernel that knows no batches, or a range it refuses: alone, then on with the rest.
-    is_discarded[done] = madvise(ranges[done].iov_base, ranges[done].iov_len, MADV_DONTNEED) == 0;
-    if (!is_discarded[done]) {
-      const int error = errno;
-      static Atomic<bool> is_announced{false};
-      if (!is_announced.exchange(true, std::memory_order_relaxed)) {
-        LogLine("idle stacks keep their pages: madvise(MADV_DONTNEED): %s (memory locked by mlockall?)",
-                strerror(error));
-      }
-    }
-    ++done;
-  }
 }
 
 }  // namespace fiber::internal

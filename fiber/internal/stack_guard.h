@@ -12,15 +12,16 @@
 
 namespace fiber::internal {
 
-// How stacks are kept from running into their neighbours, the best way first. Each way falls back to the next at
-// every call, not once for all: what the kernel grants changes (mlockall, seccomp) while a program runs.
+// How stacks are kept from running into their neighbours, the best way first. Each way falls back
+// to the next at every call, not once for all: what the kernel grants changes (mlockall, seccomp)
+// while a program runs.
 //
-// | way       | costs                       | refused by                                                      |
-// |-----------|-----------------------------|-----------------------------------------------------------------|
-// | kAuto     | 0.4 µs a stack, no mapping  | Linux before 6.15 (no PIDFD_SELF), seccomp, gVisor, locked pages |
-// | kMadvise  | 0.7 µs a stack, no mapping  | Linux before 6.13, locked pages                                 |
-// | kMprotect | two mappings a stack        | vm.max_map_count: at some 30,000 stacks                         |
-// | kCanary   | a look at every park        | nothing; finds an overflow late, and not every one              |
+// | way       | costs                      | refused by                                          |
+// |-----------|----------------------------|-----------------------------------------------------|
+// | kAuto     | 0.5 µs a stack, no mapping | Linux before 6.15, seccomp, gVisor, locked memory   |
+// | kMadvise  | 0.8 µs a stack, no mapping | Linux before 6.13, locked memory                    |
+// | kMprotect | two mappings a stack       | vm.max_map_count: at some 30,000 stacks             |
+// | kCanary   | a look at every park       | nothing; finds overflows late, and not all of them  |
 enum class GuardMode : uint8_t { kAuto, kMadvise, kMprotect, kCanary };
 
 // StackGuards makes the low ends of stacks fault, and counts how.
@@ -28,12 +29,12 @@ enum class GuardMode : uint8_t { kAuto, kMadvise, kMprotect, kCanary };
 // Thread safety: Install() is for one thread at a time; counts may be read by anyone.
 class StackGuards {
  public:
-  // `mode`: the best way to try. `mprotect_budget`: how many mappings kMprotect may use; 0: three quarters of
-  // vm.max_map_count, the rest being the program's.
+  // `mode`: the best way to try. `mprotect_budget`: how many mappings kMprotect may use; 0: three
+  // quarters of vm.max_map_count, the rest being the program's.
   StackGuards(GuardMode mode, size_t mprotect_budget);
 
-  // Makes accesses to ranges[i] fault, where is_guarded[i] says so afterwards. The first that is left without a
-  // guard is announced on stderr, with the reason and the remedy.
+  // Makes accesses to ranges[i] fault, where is_guarded[i] says so afterwards. The first that is
+  // left without a guard is announced on stderr, with the reason and the remedy.
   void Install(const iovec* ranges, size_t count, bool* is_guarded);
 
   // Stacks guarded in this way so far.
@@ -50,20 +51,19 @@ class StackGuards {
   bool is_announced_ = false;
 };
 
-// A canary is a run of zeroes below a stack that has no guard, where the guard would be. Zeroes, because looking at
-// a page nobody wrote to costs no memory: a pattern would double what a parked fiber takes. In exchange an
-// overflow is missed if it leaves nothing but zeroes in the whole run.
+// A canary is a run of zeroes below a stack that has no guard, where the guard would be. Zeroes,
+// because looking at a page nobody wrote to costs no memory: a pattern would double what a parked
+// fiber takes. In exchange an overflow is missed if it leaves nothing but zeroes in the whole run.
 inline constexpr size_t kCanaryBytes = 512;
 
-// Ends the process with a message if a stack without a guard was overrun. At every park and end of a fiber.
+// Ends the process with a message if a stack without a guard was overrun. At every park and end of
+// a fiber.
 void CheckCanarySlow(const WaitBlock& block);
 inline void CheckCanary(const WaitBlock& block) {
-  if (!block.is_stack_guarded) [[unlikely]] CheckCanarySlow(block);
+  if (!block.is_stack_guarded) [[unlikely]] {
+    CheckCanarySlow(block);
+  }
 }
-
-// Gives the pages of each range back to the kernel; guards within it stay. False in is_discarded[i]: the kernel
-// refuses to (locked memory, most likely), and the range is as it was.
-void DiscardPages(const iovec* ranges, size_t count, bool* is_discarded);
 
 }  // namespace fiber::internal
 

@@ -2,10 +2,9 @@
 #include "fiber/internal/stack_pool.h"
 
 #include <pthread.h>
-#include <sys/mman.h>
+#include <sys/uio.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <new>
 #include <string>
 
@@ -21,12 +20,18 @@
 namespace fiber::internal {
 namespace {
 
-constexpr size_t kMostTaken = 32;                       // by one call
-constexpr int64_t kCarveRetryNs = 10'000'000;           // asking a kernel that said no costs some 10 µs
+constexpr size_t kMostTaken = 32;              // by one call
+constexpr int64_t kCarveRetryNs = 10'000'000;  // asking a kernel that said no costs some 10 µs
 constexpr int64_t kLogIntervalNs = 10'000'000'000;
 
-size_t UsableBytes(const WaitBlock& block) {
-  return static_cast<size_t>(block.stack_high - block.stack_low);
+// All pages of a stack.
+iovec PagesOf(const WaitBlock& block) {
+  return {block.stack_low, LayoutOf(block.stack_class).stack_bytes};
+}
+
+absl::Status MemoryUsedUp() {
+  return absl::ResourceExhaustedError(
+      "no stack for another fiber: RuntimeOptions::max_stack_memory is reached: raise it");
 }
 
 #ifdef WEFT_ASAN
@@ -35,12 +40,14 @@ constexpr bool kIsAddressSanitized = true;
 constexpr bool kIsAddressSanitized = false;
 #endif
 
-// LeakSanitizer looks for pointers in the stacks, and in the blocks for names. It reads all that can be read in an
-// arena: guards must be mappings of their own, since it trips over markers, and slots not yet carved unreadable, or it
-// would read them all. By arena, since it looks at all mappings of the process for each region.
 GuardMode BestGuardMode(GuardMode wanted) {
   return kIsAddressSanitized ? std::max(wanted, GuardMode::kMprotect) : wanted;
 }
+
+// LeakSanitizer looks for pointers in the stacks, and in the blocks for names. It reads all that
+// can be read in an arena: guards must be mappings of their own, since it trips over markers, and
+// slots not yet carved unreadable, or it would read them all. By arena, since it looks at all
+// mappings of the process for each region.
 void RegisterWithLeakSanitizer([[maybe_unused]] const StackArena& arena) {
 #ifdef WEFT_ASAN
   __lsan_register_root_region(arena.slots, arena.slot_count * LayoutOf(arena.cls).slot_bytes());
@@ -50,55 +57,6 @@ void RegisterWithLeakSanitizer([[maybe_unused]] const StackArena& arena) {
 
 }  // namespace
 
-void StackDepot::Chain::Append(WaitBlock& block) {
-  SetNextFree(block, nullptr);
-  if (last == nullptr) {
-    first = &block;
-  } else {
-    SetNextFree(*last, &block);
-  }
-  last = &block;
-  ++count;
-}
-
-void StackDepot::FreeList::Push(const Chain& chain) {
-  if (chain.count == 0) return;
-  size_ += chain.count;
-  size_t length = chain.count;
-  WaitBlock* next = top_;
-  // Short chains grow together, or taking many would become taking one.
-  if (top_ != nullptr && length + top_->waiter.amount <= kMostTaken) {
-    SetNextFree(*chain.last, top_);
-    length += top_->waiter.amount;
-    next = static_cast<WaitBlock*>(top_->waiter.value);
-  }
-  top_ = chain.first;
-  top_->waiter.amount = static_cast<uint32_t>(length);
-  top_->waiter.value = next;
-}
-
-StackDepot::Chain StackDepot::FreeList::Pop(size_t most) {
-  Chain chain;
-  if (top_ == nullptr || most == 0) return chain;
-  chain.first = top_;
-  const size_t length = top_->waiter.amount;
-  WaitBlock* next = static_cast<WaitBlock*>(top_->waiter.value);
-  chain.count = std::min(most, length);
-  chain.last = chain.first;
-  for (size_t i = 1; i < chain.count; ++i) chain.last = NextFree(*chain.last);
-  if (chain.count < length) {
-    WaitBlock* rest = NextFree(*chain.last);
-    rest->waiter.amount = static_cast<uint32_t>(length - chain.count);
-    rest->waiter.value = next;
-    next = rest;
-  }
-  SetNextFree(*chain.last, nullptr);
-  chain.first->waiter.value = nullptr;
-  top_ = next;
-  size_ -= chain.count;
-  return chain;
-}
-
 StackDepot& StackDepot::Make() {
   auto* depot = new StackDepot(StackPoolOptions{});
   // Refused for want of memory: then only a fork in the middle of a Take() or Give() would suffer.
@@ -107,7 +65,8 @@ StackDepot& StackDepot::Make() {
 }
 
 StackDepot::StackDepot(const StackPoolOptions& options)
-    : options_(options), guards_(std::in_place, BestGuardMode(options.guard), options.mprotect_budget) {}
+    : options_(options),
+      guards_(std::in_place, BestGuardMode(options.guard), options.mprotect_budget) {}
 
 void StackDepot::SetOptions(const StackPoolOptions& options) {
   Record* startable;
@@ -142,7 +101,7 @@ size_t StackDepot::TakeableLocked(const Pool& pool, const StackLayout& layout) c
          std::min(HeadroomLocked() + others, pool.discarded.size() + carvable);
 }
 
-void StackDepot::PushLocked(const Chain& resident, const Chain& discarded) {
+void StackDepot::PushLocked(const StackChain& resident, const StackChain& discarded) {
   if (resident.count > 0) {
     pools_[static_cast<int>(resident.first->stack_class)].resident.Push(resident);
     resident_idle_ += resident.count;
@@ -153,8 +112,8 @@ void StackDepot::PushLocked(const Chain& resident, const Chain& discarded) {
   }
 }
 
-StackDepot::Chain StackDepot::PopLocked(Pool& pool, size_t want) {
-  Chain chain = pool.resident.Pop(want);
+StackChain StackDepot::PopLocked(Pool& pool, size_t want) {
+  StackChain chain = pool.resident.Pop(want);
   resident_idle_ -= chain.count;
   if (chain.count == 0) {
     chain = pool.discarded.Pop(std::min(want, HeadroomLocked()));
@@ -177,8 +136,7 @@ WaitBlock* StackDepot::Take(StackClass cls, size_t want, absl::Status* why) {
     if (!is_memory_used_up) break;
     // Idle stacks of other classes hold what is missing.
     if (DiscardIdle(want) == 0) {
-      *why = absl::ResourceExhaustedError(
-          "no stack for another fiber: RuntimeOptions::max_stack_memory is reached; raise it");
+      *why = MemoryUsedUp();
       return nullptr;
     }
   }
@@ -194,9 +152,9 @@ WaitBlock* StackDepot::Take(StackClass cls, size_t want, absl::Status* why) {
     }
   }
   absl::Status failure;
-  const Chain made = Carve(cls, &failure);
+  const StackChain made = Carve(cls, &failure);
   Record* startable = nullptr;
-  Chain chain;
+  StackChain chain;
   {
     SpinLockHolder hold(lock_);
     pool->carve_failure = failure;
@@ -212,19 +170,16 @@ WaitBlock* StackDepot::Take(StackClass cls, size_t want, absl::Status* why) {
   }
   Start(startable);
   if (chain.count > 0) return chain.first;
-  *why = !failure.ok() ? failure
-                       : absl::ResourceExhaustedError("no stack for another fiber: "
-                                                      "RuntimeOptions::max_stack_memory is reached; raise it");
+  *why = !failure.ok() ? failure : MemoryUsedUp();
   return nullptr;
 }
 
-StackDepot::Chain StackDepot::Carve(StackClass cls, absl::Status* why) {
+StackChain StackDepot::Carve(StackClass cls, absl::Status* why) {
   const StackLayout& layout = LayoutOf(cls);
   StackArena*& arena = arena_[static_cast<int>(cls)];
-  if (arena == nullptr ||
-      arena->carved.load(std::memory_order_relaxed) == arena->slot_count) {
-    StackArena* reserved =
-        ReserveArena(cls, options_.max_arena_slots, options_.commit_by_chunk || kIsAddressSanitized, why);
+  if (arena == nullptr || arena->carved.load(std::memory_order_relaxed) == arena->slot_count) {
+    StackArena* reserved = ReserveArena(cls, options_.max_arena_slots,
+                                        options_.commit_by_chunk || kIsAddressSanitized, why);
     if (reserved == nullptr) return {};
     arena = reserved;
     RegisterWithLeakSanitizer(*arena);
@@ -244,20 +199,20 @@ StackDepot::Chain StackDepot::Carve(StackClass cls, absl::Status* why) {
   }
   guards_->Install(ranges, count, is_guarded);
 
-  Chain chain;
+  StackChain chain;
   for (uint32_t i = 0; i < count; ++i) {
     auto* block = new (arena->block(first + i)) WaitBlock;
     block->stack_class = cls;
     block->is_stack_guarded = is_guarded[i];
-    block->stack_low = arena->slot(first + i) + layout.guard_bytes;
-    block->stack_high = block->stack_low + layout.usable_bytes;
+    block->stack_low = arena->stack_low(first + i);
+    block->stack_high = arena->stack_high(first + i);
     chain.Append(*block);
   }
   arena->carved.store(first + count, std::memory_order_release);  // order: arena
   return chain;
 }
 
-void StackDepot::Sort(WaitBlock* list, Chain* resident, Chain* discarded) {
+void StackDepot::Sort(WaitBlock* list, StackChain* resident, StackChain* discarded) {
   while (list != nullptr) {
     WaitBlock* next = NextFree(*list);
     (list->is_stack_resident ? resident : discarded)->Append(*list);
@@ -266,8 +221,8 @@ void StackDepot::Sort(WaitBlock* list, Chain* resident, Chain* discarded) {
 }
 
 void StackDepot::Give(WaitBlock* list) {
-  Chain resident;
-  Chain discarded;
+  StackChain resident;
+  StackChain discarded;
   Sort(list, &resident, &discarded);
   bool is_too_much;
   {
@@ -285,7 +240,7 @@ void StackDepot::Give(WaitBlock* list) {
   Start(startable);
 }
 
-void StackDepot::Discard(Chain* resident, Chain* discarded) {
+void StackDepot::Discard(StackChain* resident, StackChain* discarded) {
   iovec ranges[kMaxStackBatch];
   bool is_discarded[kMaxStackBatch];
   WaitBlock* blocks[kMaxStackBatch];
@@ -296,7 +251,7 @@ void StackDepot::Discard(Chain* resident, Chain* discarded) {
     size_t count = 0;
     for (; list != nullptr && count < kMaxStackBatch; list = NextFree(*list)) {
       blocks[count] = list;
-      ranges[count++] = {list->stack_low, UsableBytes(*list)};
+      ranges[count++] = PagesOf(*list);
     }
     DiscardPages(ranges, count, is_discarded);
     for (size_t i = 0; i < count; ++i) {
@@ -312,7 +267,7 @@ void StackDepot::Discard(Chain* resident, Chain* discarded) {
 size_t StackDepot::DiscardIdle(size_t most) {
   size_t total = 0;
   while (total < most) {
-    Chain resident;
+    StackChain resident;
     {
       SpinLockHolder hold(lock_);
       for (Pool& pool : pools_) {
@@ -322,7 +277,7 @@ size_t StackDepot::DiscardIdle(size_t most) {
       resident_idle_ -= resident.count;
     }
     if (resident.count == 0) break;
-    Chain discarded;
+    StackChain discarded;
     Discard(&resident, &discarded);
     Record* startable;
     {
@@ -341,7 +296,7 @@ WaitBlock* StackDepot::TakeForCache(StackClass cls, StackCache& cache, Record& f
   for (;;) {
     absl::Status why;
     if (WaitBlock* block = Take(cls, kMostTaken, &why); block != nullptr) {
-      Chain rest;
+      StackChain rest;
       for (WaitBlock* next = NextFree(*block); next != nullptr;) {
         WaitBlock* current = next;
         next = NextFree(*current);
@@ -365,8 +320,8 @@ bool StackDepot::WaitInLine(StackClass cls, Record& fiber, const absl::Status& w
     waiting_.fetch_add(1, std::memory_order_seq_cst);  // order: stack-wait
     for (StackCache* caches : caches_) {
       for (int i = 0; i < kStackClasses; ++i) {
-        Chain resident;
-        Chain discarded;
+        StackChain resident;
+        StackChain discarded;
         Sort(caches[i].TakeAll(), &resident, &discarded);
         PushLocked(resident, discarded);
       }
@@ -386,7 +341,9 @@ bool StackDepot::WaitInLine(StackClass cls, Record& fiber, const absl::Status& w
       is_log_due = true;
     }
   }
-  if (is_log_due) LogLine("%s; until then fibers wait unstarted", std::string(why.message()).c_str());
+  if (is_log_due) {
+    LogLine("%s; until then fibers wait unstarted", std::string(why.message()).c_str());
+  }
   return true;
 }
 
@@ -406,7 +363,8 @@ Record* StackDepot::PopWaitersLocked() {
   for (int i = 0; i < kStackClasses; ++i) {
     Pool& pool = pools_[i];
     if (pool.waiting == 0) continue;
-    for (size_t most = TakeableLocked(pool, kStackLayouts[i]); most > 0 && pool.waiting > 0; --most) {
+    for (size_t most = TakeableLocked(pool, kStackLayouts[i]); most > 0 && pool.waiting > 0;
+         --most) {
       list = PopWaiterLocked(pool, list);
     }
   }
@@ -487,27 +445,6 @@ void StackDepot::AfterForkInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   depot.waiting_.store(0, std::memory_order_relaxed);
   depot.lock_.Unlock();
   depot.carve_mutex_.unlock();
-}
-
-size_t TrimStackBelow(WaitBlock& block, const char* below, size_t threshold_pages) {
-  const uintptr_t below_page = reinterpret_cast<uintptr_t>(below) & ~(kPageBytes - 1);
-  const auto low = reinterpret_cast<uintptr_t>(block.stack_low);
-  if (below_page < low + 2 * kPageBytes) return 0;
-  const size_t pages = (below_page - kPageBytes - low) / kPageBytes;
-  if (pages <= threshold_pages) return 0;
-  size_t resident = 0;
-  unsigned char vec[256];
-  for (size_t done = 0; done < pages; done += sizeof vec) {
-    const size_t count = std::min(pages - done, sizeof vec);
-    // EAGAIN or an old kernel without it: no reason to trim.
-    if (mincore(block.stack_low + done * kPageBytes, count * kPageBytes, vec) != 0) return 0;
-    for (size_t i = 0; i < count; ++i) resident += vec[i] & 1;
-  }
-  if (resident <= threshold_pages) return 0;
-  const iovec range = {block.stack_low, pages * kPageBytes};
-  bool is_discarded = false;
-  DiscardPages(&range, 1, &is_discarded);
-  return is_discarded ? resident * kPageBytes : 0;
 }
 
 }  // namespace fiber::internal

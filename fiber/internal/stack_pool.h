@@ -2,7 +2,6 @@
 #ifndef WEFT_FIBER_INTERNAL_STACK_POOL_H_
 #define WEFT_FIBER_INTERNAL_STACK_POOL_H_
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
@@ -12,98 +11,30 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "fiber/internal/atomic.h"
-#include "fiber/internal/sanitizer.h"
 #include "fiber/internal/spin_lock.h"
 #include "fiber/internal/stack_arena.h"
+#include "fiber/internal/stack_cache.h"
 #include "fiber/internal/stack_guard.h"
+#include "fiber/internal/stack_list.h"
+#include "fiber/internal/stack_pages.h"
 #include "fiber/internal/wait_block.h"
 
 namespace fiber::internal {
 
-// The link of a free stack. Atomic, since StackCache::Pop() may read the link of a block that somebody else has just
-// taken; what it read is then thrown away.
-inline WaitBlock* NextFree(WaitBlock& block) {
-  return std::atomic_ref<WaitBlock*>(block.next_free).load(std::memory_order_relaxed);
-}
-inline void SetNextFree(WaitBlock& block, WaitBlock* next) {
-  std::atomic_ref<WaitBlock*>(block.next_free).store(next, std::memory_order_relaxed);
-}
-
-// A stack that was left for good is full of the poison of its frames.
-inline void UnpoisonStack([[maybe_unused]] const WaitBlock& block) {
-#ifdef WEFT_ASAN
-  __asan_unpoison_memory_region(block.stack_low, static_cast<size_t>(block.stack_high - block.stack_low));
-#endif
-}
-
-// A free list of stacks that one worker uses and everybody may empty.
-//
-// Push, PushList and Pop: the owner only. TakeAll: anyone. Pop cannot suffer from ABA: only the owner puts blocks in,
-// so between its load of the head and its CAS the list can only have become empty.
-// order: stack-cache — release on a push, acquire on taking: the block's fields travel with it.
-// order: stack-wait — a push is seq_cst, and so is the look at whether somebody waits for a stack that follows it;
-// see StackDepot.
-class StackCache {
- public:
-  static constexpr uint32_t kMost = 64;
-
-  // A stack that no fiber has any more.
-  void Push(WaitBlock* block) {
-    UnpoisonStack(*block);
-    PushList(block, block, 1);
-  }
-  // `count` blocks from `first` to `last`, linked.
-  void PushList(WaitBlock* first, WaitBlock* last, uint32_t count) {
-    size_ += count;
-    WaitBlock* head = head_.load(std::memory_order_relaxed);
-    do {
-      if (head == nullptr) size_ = count;  // somebody took all
-      SetNextFree(*last, head);
-    } while (!head_.compare_exchange_weak(head, first,
-                                          std::memory_order_seq_cst,  // order: stack-cache, stack-wait
-                                          std::memory_order_relaxed));
-  }
-
-  // A stack to run a fiber on.
-  WaitBlock* Pop() {
-    WaitBlock* head = head_.load(std::memory_order_relaxed);
-    while (head != nullptr) {
-      if (head_.compare_exchange_weak(head, NextFree(*head),
-                                      std::memory_order_acquire,  // order: stack-cache
-                                      std::memory_order_relaxed)) {
-        --size_;
-        head->is_stack_resident = true;
-        return head;
-      }
-    }
-    size_ = 0;
-    return nullptr;
-  }
-
-  // The whole list, linked by next_free.
-  WaitBlock* TakeAll() {
-    if (head_.load(std::memory_order_seq_cst) == nullptr) return nullptr;  // order: stack-wait
-    return head_.exchange(nullptr, std::memory_order_acquire);             // order: stack-cache
-  }
-
-  // Owner only; counts what was taken from outside until the owner finds its list empty.
-  uint32_t size() const { return size_; }
-
- private:
-  Atomic<WaitBlock*> head_{nullptr};
-  uint32_t size_ = 0;
-};
-
 struct StackPoolOptions {
-  // Bound on the memory of stacks, with a page a stack in use or kept in a cache, and another for each free stack that
-  // keeps its pages; 0: none. A fiber that needs more than a page is not accounted for, so leave room for those.
+  // Bound on the memory of stacks: a page for each that is in use or in a worker's cache, and for
+  // each free one that keeps its pages. 0: none. What fibers need beyond a page is not accounted
+  // for, so leave room for that.
   size_t max_stack_memory = 0;
   // So many free stacks keep their pages in the depot; the others give them back.
   size_t max_resident_idle = 4096;
-  GuardMode guard = GuardMode::kAuto;  // the best way to try; AddressSanitizer: kMprotect
-  size_t mprotect_budget = 0;          // mappings that guards may use; 0: three quarters of vm.max_map_count
+  // The best way to try; under AddressSanitizer at best kMprotect.
+  GuardMode guard = GuardMode::kAuto;
+  // Mappings that guards may use. 0: three quarters of vm.max_map_count.
+  size_t mprotect_budget = 0;
   uint32_t max_arena_slots = UINT32_MAX;
-  bool commit_by_chunk = false;        // ask for memory as stacks are carved, as in overcommit mode 2
+  // Ask for memory as stacks are carved, as in overcommit mode 2.
+  bool commit_by_chunk = false;
 };
 
 struct StackPoolStats {
@@ -116,23 +47,24 @@ struct StackPoolStats {
   size_t guards[4] = {};            // stacks by GuardMode
 };
 
-// StackDepot holds all stacks of the process that are neither in use nor in a worker's cache, makes new ones, and keeps
-// the fibers that found none in line.
+// StackDepot holds all stacks of the process that are neither in use nor in a worker's cache, makes
+// new ones, and keeps the fibers that found none in line.
 //
-// No wake-up is lost between a fiber that finds no stack and a worker that frees one into its own cache, which nobody
-// else sees. order: stack-wait — store-load:
+// No wake-up is lost between a fiber that finds no stack and a worker that frees one into its own
+// cache, which nobody else sees. order: stack-wait — store-load:
 //
 //   fiber finds no stack (WaitInLine, under lock_)    worker frees a stack
 //   waiting_ + 1                                      push to its cache
 //   look into every registered cache                  look at waiting_ (HasWaiters)
 //
-// All four are seq_cst. If the worker's look comes before the addition, its push came before the fiber's look, which
-// finds the stack. Otherwise the worker sees a waiter and calls GiveFrom(), which takes lock_, so comes after the
-// fiber is in line, and starts it. A stack that is in neither place is on its way, in the hands of a thread that will
-// push it or give it to the depot, where lock_ orders the two.
+// All four are seq_cst. If the worker's look comes before the addition, its push came before the
+// fiber's look, which finds the stack. Otherwise the worker sees a waiter and calls GiveFrom(),
+// which takes lock_, so comes after the fiber is in line, and starts it. A stack that is in neither
+// place is on its way, in the hands of a thread that will push it or give it to the depot, where
+// lock_ orders the two.
 //
-// Giving starts as many of those in line as could now take a stack. None is set aside for them: a started fiber may
-// find that somebody was faster, and gets in line again.
+// Giving starts as many of those in line as could now take a stack. None is set aside for them: a
+// started fiber may find that somebody was faster, and gets in line again.
 //
 // Thread safety: any thread. Nothing parks; making new stacks holds up the thread for some 50 µs.
 class StackDepot {
@@ -151,31 +83,36 @@ class StackDepot {
   // Stacks that exist stay as they are.
   void SetOptions(const StackPoolOptions& options);
 
-  // Takes up to `want` (at least 1) free stacks of `cls`, linked by next_free; makes new ones if there is none. null:
-  // none to be had, and *why, kResourceExhausted, names the limit and the remedy.
+  // Takes up to `want` (at least 1) free stacks of `cls`, linked by next_free; makes new ones if
+  // there is none. null: none to be had, and *why, kResourceExhausted, names the limit and the
+  // remedy.
   WaitBlock* Take(StackClass cls, size_t want, absl::Status* why);
-  // Takes back free stacks of any class, linked by next_free, and starts fibers that wait for one.
+  // Takes back free stacks of one class, linked by next_free, and starts fibers that wait for one.
   void Give(WaitBlock* list);
 
-  // For a worker whose `cache` is empty: a stack for `fiber`, and some more for the cache. null: `fiber` waits, and
-  // comes back to Scheduler::RequeueNew() when a stack is free; it may not be touched any more.
+  // For a worker whose `cache` is empty: a stack for `fiber`, and some more for the cache. null:
+  // `fiber` waits, and comes back to Scheduler::RequeueNew() when a stack is free; it may not be
+  // touched any more.
   WaitBlock* TakeForCache(StackClass cls, StackCache& cache, Record& fiber);
-  // Whether fibers wait for a stack: after a push to a cache, its owner looks, and calls GiveFrom() if so.
+  // Whether fibers wait for a stack: after a push to a cache, its owner looks, and calls GiveFrom()
+  // if so.
   bool HasWaiters() const {
     return waiting_.load(std::memory_order_seq_cst) != 0;  // order: stack-wait
   }
-  // For a cache that is too full, or if fibers wait for stacks. All of it: what was used last comes back first. By its
-  // owner.
+  // For a cache that is too full, or if fibers wait for stacks. All of it: what was used last comes
+  // back first. By its owner.
   void GiveFrom(StackCache& cache) { Give(cache.TakeAll()); }
 
-  // Makes the caches, one a class, known to those who look for a stack; and forgets them, after taking back what they
-  // hold. By their owner.
+  // Makes the caches, one a class, known to those who look for a stack; and forgets them, after
+  // taking back what they hold. By their owner.
   void RegisterCaches(StackCache* caches);
   void UnregisterCaches(StackCache* caches);
 
-  // Lets the first in line try again, since memory may have come free elsewhere. For a monitor, now and then.
+  // Lets the first in line try again, since memory may have come free elsewhere. For a monitor, now
+  // and then.
   void RetryWaiters();
-  // Gives back the pages of up to `most` free stacks; how many that were. For a monitor, in quiet times.
+  // Gives back the pages of up to `most` free stacks; how many that were. For a monitor, in quiet
+  // times.
   size_t DiscardIdle(size_t most);
 
   StackPoolStats Stats() const;
@@ -183,28 +120,9 @@ class StackDepot {
  private:
   static StackDepot& Make();
 
-  // Free stacks linked by next_free.
-  struct Chain {
-    WaitBlock* first = nullptr;
-    WaitBlock* last = nullptr;
-    size_t count = 0;
-    void Append(WaitBlock& block);
-  };
-  // A stack of chains, so that many stacks change hands without a look at each: the first block of a chain holds its
-  // length in waiter.amount and the next chain in waiter.value.
-  class FreeList {
-   public:
-    void Push(const Chain& chain);
-    Chain Pop(size_t most);
-    size_t size() const { return size_; }
-
-   private:
-    WaitBlock* top_ = nullptr;
-    size_t size_ = 0;
-  };
   struct Pool {
-    FreeList resident;
-    FreeList discarded;  // no pages, or never touched
+    StackList resident;
+    StackList discarded;  // no pages, or never touched
     Record* first_waiting = nullptr;
     Record* last_waiting = nullptr;
     size_t waiting = 0;
@@ -213,16 +131,17 @@ class StackDepot {
     int64_t carve_retry_ns = 0;  // not before
   };
 
-  static void Sort(WaitBlock* list, Chain* resident, Chain* discarded);
+  static void Sort(WaitBlock* list, StackChain* resident, StackChain* discarded);
   // Gives back the pages of resident stacks; what the kernel refuses stays in *resident.
-  void Discard(Chain* resident, Chain* discarded);
+  void Discard(StackChain* resident, StackChain* discarded);
   // New stacks. Empty: *why says why.
-  Chain Carve(StackClass cls, absl::Status* why);
+  StackChain Carve(StackClass cls, absl::Status* why);
   // False: one could be had meanwhile, and `fiber` is not in line.
   bool WaitInLine(StackClass cls, Record& fiber, const absl::Status& why);
 
-  void PushLocked(const Chain& resident, const Chain& discarded) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  Chain PopLocked(Pool& pool, size_t want) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  void PushLocked(const StackChain& resident, const StackChain& discarded)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  StackChain PopLocked(Pool& pool, size_t want) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // How many more stacks without pages may be used under max_stack_memory.
   size_t HeadroomLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // How many stacks of a class could be had right now, at least if it is none, at most otherwise.
@@ -237,8 +156,8 @@ class StackDepot {
   static void AfterForkInParent();
   static void AfterForkInChild();
 
-  // Held while stacks are made, around system calls. Taken before lock_. Protects options_ (read under either lock),
-  // guards_ and arena_.
+  // Held while stacks are made, around system calls. Taken before lock_. Protects options_ (read
+  // under either lock), guards_ and arena_.
   std::mutex carve_mutex_;
   StackPoolOptions options_;
   std::optional<StackGuards> guards_;
@@ -255,14 +174,10 @@ class StackDepot {
   bool is_discard_refused_ ABSL_GUARDED_BY(lock_) = false;
   std::vector<StackCache*> caches_ ABSL_GUARDED_BY(lock_);
 
-  // Fibers in line, and the one about to be. Written under lock_. On a line that otherwise hardly changes: every
-  // worker reads it whenever it frees a stack.
+  // Fibers in line, and the one about to be. Written under lock_. On a line that otherwise hardly
+  // changes: every worker reads it whenever it frees a stack.
   alignas(64) Atomic<size_t> waiting_{0};  // order: stack-wait
 };
-
-// Gives back the pages of a stack below `below` (a page under it stays) if more than `threshold_pages` of them are
-// resident; the guard stays. Returns how many bytes were given back. The caller holds the stack's parked fiber.
-size_t TrimStackBelow(WaitBlock& block, const char* below, size_t threshold_pages);
 
 }  // namespace fiber::internal
 
