@@ -1,0 +1,380 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The poller: interrupts, deadlines, kernels that refuse something, and what outlives its runtime.
+#include "netpoll/internal/poller.h"
+
+#include <errno.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "fiber/deadline.h"
+#include "fiber/go.h"
+#include "fiber/internal/thread_state.h"
+#include "fiber/internal/wait_block.h"
+#include "fiber/this_fiber.h"
+#include "fiber/wait_reason.h"
+#include "gtest/gtest.h"
+#include "netpoll/error.h"
+#include "netpoll/internal/descriptor.h"
+#include "netpoll/tcp.h"
+#include "sched/run.h"
+#include "sched/runtime.h"
+#include "tests/netpoll/seccomp.h"
+#include "tests/netpoll/sockets.h"
+
+namespace netpoll_test {
+namespace {
+
+using fiber::Deadline;
+using fiber::internal::kNeverNs;
+using fiber::internal::MonotonicNs;
+using netpoll::ReadFull;
+using netpoll::TcpListener;
+using netpoll::TcpStream;
+using netpoll::internal::Descriptor;
+using netpoll::internal::Direction;
+using netpoll::internal::FlowLock;
+using netpoll::internal::Poller;
+
+// A poller without a runtime: the test's threads poll.
+class PollerTest : public testing::Test {
+ protected:
+  PollerTest() : poller_(*Poller::Create().value()) {}
+  ~PollerTest() override {
+    poller_.Stop();
+    EXPECT_EQ(netpoll::internal::DescriptorSlab::CountInUse(), 0u);
+    EXPECT_EQ(OpenDescriptors(), descriptors_);
+  }
+
+  const int descriptors_ = OpenDescriptors();
+  Poller& poller_;
+};
+
+TEST_F(PollerTest, AnInterruptThatComesFirstIsKept) {
+  poller_.Interrupt();
+  poller_.Poll(kNeverNs);
+}
+
+TEST_F(PollerTest, APollThatDoesNotWaitDoesNotUseUpAnInterrupt) {
+  poller_.Interrupt();
+  for (int i = 0; i < 3; ++i) poller_.Poll(0);
+  poller_.Poll(MonotonicNs());
+  poller_.Poll(kNeverNs);
+}
+
+TEST_F(PollerTest, EachInterruptEndsOnePoll) {
+  for (int round = 0; round < 50; ++round) {
+    std::vector<std::thread> sleepers;
+    for (int i = 0; i < 3; ++i) {
+      sleepers.emplace_back([&] { poller_.Poll(kNeverNs); });
+    }
+    for (int i = 0; i < 3; ++i) poller_.Interrupt();
+    for (std::thread& sleeper : sleepers) sleeper.join();
+  }
+}
+
+TEST_F(PollerTest, ABusyWorkerThatLooksDoesNotSwallowTheSleepersInterrupt) {
+  std::atomic<bool> is_done{false};
+  std::atomic<int> returns{0};
+  constexpr int kRounds = 2000;
+  std::thread busy([&] {
+    while (!is_done.load(std::memory_order_relaxed)) poller_.Poll(0);
+  });
+  std::thread sleeper([&] {
+    for (int i = 0; i < kRounds; ++i) {
+      poller_.Poll(kNeverNs);
+      returns.fetch_add(1, std::memory_order_release);
+    }
+  });
+  for (int i = 0; i < kRounds; ++i) {
+    poller_.Interrupt();
+    // One that is lost leaves the sleeper asleep, and this waiting for it.
+    while (returns.load(std::memory_order_acquire) < i) std::this_thread::yield();
+  }
+  sleeper.join();
+  is_done.store(true, std::memory_order_relaxed);
+  busy.join();
+}
+
+TEST_F(PollerTest, DeadlinesOfAHundredMicrosecondsAreHonoured) {
+  int64_t best = INT64_MAX;
+  for (int i = 0; i < 50; ++i) {
+    const int64_t start = MonotonicNs();
+    poller_.Poll(start + 100'000);
+    const int64_t took = MonotonicNs() - start;
+    EXPECT_GE(took, 100'000);
+    best = std::min(best, took);
+  }
+  EXPECT_LT(best, 900'000) << "rounded up to milliseconds?";
+}
+
+TEST_F(PollerTest, EventsOfADescriptorWhoseRecordIsUsedAgainAreStale) {
+  const int first = eventfd(1, EFD_NONBLOCK | EFD_CLOEXEC);
+  auto descriptor = Descriptor::Create(poller_, first, false);
+  ASSERT_TRUE(descriptor.ok());
+  const uint64_t tag = (*descriptor)->tag();
+  EXPECT_EQ(Descriptor::OfTag(tag), *descriptor);
+  (*descriptor)->Drop();
+  const int second = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  auto again = Descriptor::Create(poller_, second, false);
+  ASSERT_TRUE(again.ok());
+  EXPECT_EQ(*again, *descriptor) << "the record is expected to be used again";
+  EXPECT_NE((*again)->tag(), tag);
+  (*again)->Drop();
+}
+
+TEST_F(PollerTest, APlainThreadWaitsForWhatAnotherPolls) {
+  const int fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  auto descriptor = Descriptor::Create(poller_, fd, false);
+  ASSERT_TRUE(descriptor.ok());
+  std::atomic<bool> is_done{false};
+  std::thread polling([&] {
+    while (!is_done.load(std::memory_order_relaxed)) poller_.Poll(kNeverNs);
+  });
+  constexpr int kRounds = 1000;
+  std::thread writing([&] {
+    for (int i = 0; i < kRounds; ++i) {
+      const uint64_t one = 1;
+      ASSERT_EQ(write(fd, &one, sizeof one), 8);
+      std::this_thread::yield();
+    }
+  });
+  uint64_t total = 0;
+  while (total < kRounds) {
+    FlowLock lock(**descriptor, Direction::kRead, fiber::WaitReason::kDescriptor, absl::Seconds(30));
+    ASSERT_TRUE(lock.status().ok());
+    lock.flow().slot.ClearReady();
+    uint64_t value = 0;
+    if (read(fd, &value, sizeof value) == 8) {
+      total += value;
+      continue;
+    }
+    const absl::Status status = lock.Await();
+    ASSERT_TRUE(status.ok()) << status << " after " << total;
+  }
+  writing.join();
+  is_done.store(true, std::memory_order_relaxed);
+  poller_.Interrupt();
+  polling.join();
+  (*descriptor)->Drop();
+}
+
+TEST(OrphanTest, SocketsOutliveTheirRuntime) {
+  const int descriptors = OpenDescriptors();
+  {
+    std::optional<StreamPair> pair;
+    std::optional<TcpListener> listener;
+    sched::Run([&] {
+      pair.emplace(Connected());
+      listener.emplace(ListenOnLoopback());
+    });
+    char buffer[8];
+    EXPECT_TRUE(absl::IsFailedPrecondition(pair->client.Read(buffer).status()));
+    EXPECT_TRUE(absl::IsFailedPrecondition(listener->Accept().status()));
+    ASSERT_TRUE(pair->client.Write("goes").ok()) << "what need not wait goes on";
+    const auto n = pair->server.Read(buffer, absl::Seconds(10));
+    EXPECT_TRUE(n.ok() || absl::IsFailedPrecondition(n.status())) << n.status();
+    pair->server.Close();
+    // In another runtime, too.
+    sched::Run([&] { EXPECT_TRUE(absl::IsFailedPrecondition(listener->Accept().status())); });
+  }
+  EXPECT_EQ(OpenDescriptors(), descriptors);
+  EXPECT_EQ(netpoll::internal::DescriptorSlab::CountInUse(), 0u);
+}
+
+TEST(OrphanTest, WhoeverWaitsWhenTheRuntimeEndsIsTold) {
+  std::optional<StreamPair> pair;
+  auto runtime = std::make_unique<sched::Runtime>(sched::RuntimeOptions{.workers = 1});
+  runtime->Spawn([&] { pair.emplace(Connected()); }).Join();
+  std::atomic<bool> is_reading{false};
+  std::thread reader([&] {
+    char buffer[8];
+    is_reading.store(true);
+    const absl::Status status = pair->client.Read(buffer).status();
+    EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  });
+  while (!is_reading.load()) std::this_thread::yield();
+  runtime.reset();
+  reader.join();
+}
+
+TEST(ForeignTest, APlainThreadCannotMakeASocket) {
+  EXPECT_TRUE(absl::IsFailedPrecondition(TcpListener::Listen("127.0.0.1:0").status()));
+  EXPECT_TRUE(absl::IsFailedPrecondition(TcpStream::Connect("127.0.0.1:1").status()));
+  EXPECT_TRUE(absl::IsFailedPrecondition(TcpStream::Adopt(0).status()));
+}
+
+TEST(ForeignTest, PlainThreadsUseTheSocketsOfARuntime) {
+  sched::Runtime runtime({.workers = 1});
+  std::optional<TcpListener> listener;
+  runtime.Spawn([&] { listener.emplace(ListenOnLoopback()); }).Join();
+  RawSocket peer = RawSocket::ConnectTo(listener->local());
+  auto stream = listener->Accept();  // the stream then is the listener's runtime's
+  ASSERT_TRUE(stream.ok()) << stream.status();
+  std::thread other([&] {
+    for (int i = 0; i < 500; ++i) {
+      peer.Send("ping");
+      ASSERT_EQ(peer.Receive(4), "pong");
+    }
+  });
+  for (int i = 0; i < 500; ++i) {
+    char buffer[4];
+    ASSERT_TRUE(ReadFull(*stream, buffer).ok());
+    ASSERT_TRUE(stream->Write("pong").ok());
+  }
+  other.join();
+  char buffer[4];
+  EXPECT_TRUE(absl::IsDeadlineExceeded(stream->Read(buffer, absl::Milliseconds(1)).status()));
+  std::thread closer([&] { stream->Close(); });
+  EXPECT_TRUE(absl::IsFailedPrecondition(stream->Read(buffer).status()));
+  closer.join();
+}
+
+TEST(ForeignTest, FibersOfAnotherRuntimeUseThem) {
+  sched::Runtime owner({.workers = 1});
+  std::optional<StreamPair> pair;
+  owner.Spawn([&] { pair.emplace(Connected()); }).Join();
+  sched::Run({.workers = 2}, [&] {
+    auto echo = fiber::Spawn([&] {
+      char byte[1];
+      while (pair->server.Read(byte).ok()) ASSERT_TRUE(pair->server.Write({byte, 1}).ok());
+    });
+    for (int i = 0; i < 500; ++i) {
+      char byte[1] = {'x'};
+      ASSERT_TRUE(pair->client.Write({byte, 1}).ok());
+      ASSERT_TRUE(pair->client.Read(byte).ok());
+    }
+    auto reader = fiber::Spawn([&] {
+      char byte[1];
+      return pair->client.Read(byte, absl::Milliseconds(5)).status();
+    });
+    EXPECT_TRUE(absl::IsDeadlineExceeded(reader.Join()));
+    pair->client.Close();
+    echo.Join();
+  });
+}
+
+// A child shares the parent's epoll instance: its destructors must not unregister the parent's sockets.
+TEST(ForkTest, AChildThatClosesItsCopiesDoesNotSilenceTheParent) {
+  sched::Run({.workers = 1}, [] {
+    StreamPair pair = Connected();
+    auto reader = fiber::Spawn([&] {
+      char buffer[4];
+      EXPECT_TRUE(ReadFull(pair.client, buffer).ok());
+      return std::string(buffer, 4);
+    });
+    WaitUntilParked(reader);
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      char buffer[4];
+      const bool refuses =
+          absl::IsFailedPrecondition(pair.server.Read(buffer).status());  // would wait for a poller that is not there
+      pair.client.Close();
+      { TcpStream gone = std::move(pair.server); }
+      _exit(refuses && pair.client.fd() == -1 ? 0 : 1);
+    }
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFEXITED(status));
+    EXPECT_EQ(WEXITSTATUS(status), 0);
+    ASSERT_TRUE(pair.server.Write("late").ok());
+    EXPECT_EQ(reader.Join(), "late");
+  });
+}
+
+// Kernels that refuse something: in child processes, since there is no way back. They say how it went by their status.
+constexpr int kFine = 0;
+constexpr int kCannotTest = 77;
+
+template <class F>
+void InChild(F body) {
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    const int result = body();
+    fflush(nullptr);
+    _exit(result);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
+  if (WEXITSTATUS(status) == kCannotTest) GTEST_SKIP() << "seccomp is refused here";
+  EXPECT_EQ(WEXITSTATUS(status), kFine);
+}
+
+TEST(RefusalTest, WithoutEpollPwait2TimeIsKeptInMilliseconds) {
+  for (const int error : {ENOSYS, EPERM}) {
+    InChild([error] {
+      if (!RefuseSyscall(SYS_epoll_pwait2, -1, error)) return kCannotTest;
+      return sched::Run({.workers = 1}, [] {
+        StreamPair pair = Connected();
+        const absl::Duration start = fiber::Now();
+        char buffer[4];
+        const absl::Status status = pair.client.Read(buffer, absl::Microseconds(1500)).status();
+        const absl::Duration took = fiber::Now() - start;
+        if (!absl::IsDeadlineExceeded(status)) return 1;
+        if (took < absl::Microseconds(1500) || took > absl::Seconds(1)) return 2;
+        auto echo = fiber::Spawn([&] { return ReadFull(pair.server, buffer).ok(); });
+        WaitUntilParked(echo);
+        if (!pair.client.Write("ping").ok()) return 3;
+        return echo.Join() ? kFine : 4;
+      });
+    });
+  }
+}
+
+TEST(RefusalTest, WithoutWatchesThereIsNoSocketAndNothingIsLeftBehind) {
+  InChild([] {
+    return sched::Run({.workers = 1}, [] {
+      TcpListener listener = ListenOnLoopback();
+      RawSocket peer = RawSocket::ConnectTo(listener.local());
+      const size_t records = netpoll::internal::DescriptorSlab::CountInUse();
+      const int descriptors = OpenDescriptors();
+      if (!RefuseSyscall(SYS_epoll_ctl, EPOLL_CTL_ADD, ENOSPC)) return kCannotTest;
+      for (const absl::Status& status : {TcpStream::Connect(listener.local()).status(),
+                                         TcpListener::Listen("127.0.0.1:0").status()}) {
+        if (!absl::IsResourceExhausted(status)) return 1;
+        if (netpoll::ErrnoOf(status) != ENOSPC) return 2;
+        if (status.message().find("max_user_watches") == absl::string_view::npos) return 3;
+      }
+      if (OpenDescriptors() != descriptors) return 4;
+      if (netpoll::internal::DescriptorSlab::CountInUse() != records) return 5;
+      // A connection that was accepted is kept until it can be watched, or the listener is closed.
+      for (int i = 0; i < 2; ++i) {
+        if (!absl::IsDeadlineExceeded(listener.Accept(absl::Milliseconds(30)).status())) return 6;
+        if (OpenDescriptors() != descriptors + 1) return 7;
+      }
+      listener.Close();
+      if (OpenDescriptors() != descriptors - 1) return 8;
+      return kFine;
+    });
+  });
+}
+
+TEST(RefusalTest, WithoutAnEpollInstanceTheLimitIsNamed) {
+  InChild([] {
+    if (!RefuseSyscall(SYS_epoll_create1, -1, EMFILE)) return kCannotTest;
+    return sched::Run({.workers = 1}, [] {
+      const absl::Status status = TcpListener::Listen("127.0.0.1:0").status();
+      if (!absl::IsResourceExhausted(status)) return 1;
+      return status.message().find("RLIMIT_NOFILE") != absl::string_view::npos ? kFine : 2;
+    });
+  });
+}
+
+}  // namespace
+}  // namespace netpoll_test
