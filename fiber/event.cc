@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Who touches the event last. A waiter may destroy it once it has seen kSet, which it may do without ever having parked:
+// Who touches the event last. A waiter may destroy it once it has seen kSet, which it may do
+// without ever having parked:
 //
-//   Set()                                             Wait()
-//   nobody waits: CAS in kSet      ← last touch       sees kSet: returns
-//   else: lock the queue, claim and unlink all,       else: lock the queue; kSet there: unlock, return;
-//         store kSet, unlocking    ← last touch             else link, unlock, park
-//         unpark the claimed                          claimed: returns, without touching the event
-//                                                     gave up: lock, unlink, unlock, return
+//   Set()                                        Wait()
+//   nobody waits: CAS in kSet    ← last touch    sees kSet: returns
+//   else: lock the queue                         else: lock the queue
+//         claim and unlink all                         kSet there: unlock, return
+//         store kSet, unlocking  ← last touch          else link, unlock, park
+//         unpark the claimed                     claimed: returns, without touching the event
+//                                                gave up: lock, unlink, unlock, return
 //
-// No wake-up is lost: both sides change the one word, by CAS or under its lock, so either Set() finds kHasWaiters or the
-// waiter finds kSet.
+// No wake-up is lost: both sides change the one word, by CAS or under its lock, so either Set()
+// finds kHasWaiters or the waiter finds kSet.
 #include "fiber/event.h"
 
 #include "fiber/internal/wait.h"
@@ -28,7 +30,7 @@ void Event::Set() {
     if ((word & kSet) != 0 || word_.TryGive(word, word | kSet)) return;
     if ((word & StateWord::kQueueLock) != 0) word = word_.AwaitUnlocked();
   }
-  word = word_.LockQueue();  // meanwhile another Set() may have come first: then there is nobody to claim
+  word_.LockQueue();  // another Set() may have come first: then there is nobody to claim
   ClaimedWaiters claimed;
   while (Waiter* first = waiters_.first()) claimed.Claim(waiters_, *first);
   word_.UnlockQueue(kSet);

@@ -12,17 +12,20 @@
 
 namespace fiber {
 
-// Event is something that happens once, and that anybody can wait for, before and after. It cannot be unset.
+// Event is something that happens once, and that anybody can wait for, before and after. It cannot
+// be unset.
 //
 //   fiber::Event ready;
-//   fiber::Go([&] { LoadTables(); ready.Set(); });
+//   auto server = fiber::Spawn([&] { LoadTables(); ready.Set(); Serve(); });
 //   if (absl::Status status = ready.Wait(absl::Seconds(5)); !status.ok()) return status;
 //
 // Thread safety: any fiber, any thread.
 // Fairness: Set() releases all who wait, in the order of their coming.
-// Memory ordering: what happened before the Set() that set it is visible where is_set() is true or Wait() returned OK.
-// Lifetime: may be destroyed as soon as it is known to be set, even while the Set() that set it is about to return; but
-// no other call may be under way. Destroying it while somebody waits ends the process.
+// Memory ordering: what happened before the Set() that set it is visible where is_set() is true or
+// Wait() returned OK.
+// Lifetime: may be destroyed as soon as it is known to be set, even while the Set() that set it is
+// about to return; but no other call may be under way. Destroying it while somebody waits ends the
+// process.
 class Event {
  public:
   constexpr Event() = default;
@@ -39,7 +42,8 @@ class Event {
   bool is_set() const { return (word_.Load() & kSet) != 0; }
 
   // Waits until it is set: OK. Parks the fiber; blocks the thread when called from a plain one.
-  // kDeadlineExceeded or kCancelled: it was not set in time. Looked at before anything else, as everywhere.
+  // kDeadlineExceeded or kCancelled: it was not set in time. Looked at before anything else, as
+  // everywhere.
   [[nodiscard]] absl::Status Wait(Deadline deadline = {});
 
  private:

@@ -2,26 +2,33 @@
 //
 // Two ways to pass a mutex on, and when to use which.
 //
-// Handing it over to the first waiter is fair, and slow: from the unlock until that waiter runs nobody can have it, every
-// lock of a busy mutex then parks, and the program moves at the pace of wake-ups (a convoy). Letting whoever runs have
-// it is fast, and may starve those who wait. So, as in Go: the second, until somebody has waited for 1 ms; then the
-// first, until those who wait have waited for less.
+// Handing it over to the first waiter is fair, and slow: from the unlock until that waiter runs
+// nobody can have it, every lock of a busy mutex then parks, and the program moves at the pace of
+// wake-ups (a convoy). Letting whoever runs have it is fast, and may starve those who wait. So, as
+// in Go: the second, until somebody has waited for 1 ms; then the first, until those who wait have
+// waited for less.
 //
-//   unlock(), others wait                             who waits
-//   kWoken: somebody is on his way: CAS out kHeld     parked
-//   normal: lock the queue, claim the first with
-//     kTryAgain, store free | kWoken     ← last touch
-//     unpark it                                       lock the queue; free: take it. Held again: clear kWoken,
-//                                                       queue in front, note kStarving if 1 ms is over; unlock, park
-//   starving: lock the queue, claim the first with
-//     kYours, kHeld stays                ← last touch
-//     unpark it, yield to it                          returns, without touching the word
+//   unlock(), others wait                        who waits
+//   kWoken: somebody is on his way: CAS out kHeld
+//   normal: lock the queue                       parked
+//     claim the first with kTryAgain
+//     store kWoken, no kHeld     ← last touch
+//     unpark it                                  lock the queue, clear kWoken
+//                                                free: take it, unlock
+//                                                held again: queue in front, set kStarving if
+//                                                  1 ms is over, unlock, park
+//   starving: lock the queue                     parked
+//     claim the first with kYours
+//     store, with kHeld          ← last touch
+//     unpark it, yield to it                     returns, without touching the word
 //
-// No wake-up is lost: a waiter links itself under the queue's lock while kHeld is set, so an unlock() comes after it and
-// finds kHasWaiters. Whoever is claimed with kTryAgain always goes on: it takes the mutex, or finds it held and clears
-// kWoken, and the holder's unlock() sees that. It gives up only when it parks again, where it can be claimed again.
+// No wake-up is lost: a waiter links itself under the queue's lock while kHeld is set, so an
+// unlock() comes after it and finds kHasWaiters. Whoever is claimed with kTryAgain always goes on:
+// it takes the mutex, or finds it held and clears kWoken, and the holder's unlock() sees that. It
+// gives up only when it parks again, where it can be claimed again.
 //
-// Who gives up while parked has not been claimed by an unlock(), so it owes nobody anything: it unlinks itself and goes.
+// Who gives up while parked has not been claimed by an unlock(), so it owes nobody anything: it
+// unlinks itself and goes.
 #include "fiber/mutex.h"
 
 #include "fiber/internal/context.h"
@@ -46,7 +53,8 @@ static_assert(sizeof(void*) >= sizeof(int64_t));
 void SetSince(Waiter& waiter, int64_t ns) { waiter.value = reinterpret_cast<void*>(ns); }
 int64_t SinceOf(const Waiter& waiter) { return reinterpret_cast<int64_t>(waiter.value); }
 
-// The caller has handed a mutex over and would only keep it waiting. Not while it is about to park itself.
+// The caller has handed a mutex over and would only keep it waiting. Not while it is about to park
+// itself.
 void YieldToNewHolder() {
   const internal::Record* current = internal::ThisThread().current;
   if (current == nullptr ||
@@ -78,7 +86,8 @@ bool Mutex::TryTakeFree() {
 void Mutex::LockSlow() {
   if (TryTakeFree()) return;
   internal::Wait wait(WaitReason::kMutex, this, internal::Interruptible::kNo);
-  LockQueued(wait, Deadline::Never()).IgnoreError();  // neither a deadline nor a cancellation can end it
+  // Neither a deadline nor a cancellation can end it.
+  LockQueued(wait, Deadline::Never()).IgnoreError();
 }
 
 absl::Status Mutex::Lock(Deadline deadline) {
@@ -125,7 +134,7 @@ absl::Status Mutex::LockQueued(internal::Wait& wait, Deadline deadline) {
 
 void Mutex::UnlockSlow() {
   uint64_t word = word_.AwaitUnlocked();
-  while ((word & kAnyWaiter) != StateWord::kHasWaiters) {  // nobody waits, or somebody has been woken
+  while ((word & kAnyWaiter) != StateWord::kHasWaiters) {  // nobody to wake
     if ((word & kHeld) == 0) DieUnheld("unlock");
     if (word_.TryGive(word, word & ~kHeld)) return;
     if ((word & StateWord::kQueueLock) != 0) word = word_.AwaitUnlocked();

@@ -32,16 +32,18 @@ class Wait;
 //     int64_t balance_ ABSL_GUARDED_BY(mu_) = 0;
 //   };
 //
-// std::lock_guard, std::unique_lock and std::scoped_lock work too: it is a std Lockable. Clang checks the annotations
-// with -Wthread-safety. Not recursive. It belongs to nobody: who unlocks need not be who locked.
+// std::lock_guard, std::unique_lock and std::scoped_lock work too: it is a std Lockable. Clang
+// checks the annotations with -Wthread-safety. Not recursive. It belongs to nobody: who unlocks
+// need not be who locked.
 //
 // Thread safety: any fiber, any thread.
-// Fairness: who waits is served in the order of coming, but whoever runs and finds the mutex free may take it first, for
-// that is much faster. Once somebody has waited for 1 ms and found it taken again, it is handed over from one to the next
-// in order, until those who wait have waited for less.
+// Fairness: who waits is served in the order of coming, but whoever runs and finds the mutex free
+// may take it first, for that is much faster. Once somebody has waited for 1 ms and found it taken
+// again, it is handed over from one to the next in order, until those who wait have waited for
+// less.
 // Memory ordering: what happened before unlock() is visible after the next lock().
-// Lifetime: may be destroyed as soon as the last holder has unlocked it: an unlock() that let the last one in may still be
-// about to return. Destroying it while somebody waits ends the process.
+// Lifetime: may be destroyed as soon as the last holder has unlocked it: an unlock() that let the
+// last one in may still be about to return. Destroying it while somebody waits ends the process.
 class ABSL_LOCKABLE Mutex {
  public:
   constexpr Mutex() = default;
@@ -51,8 +53,8 @@ class ABSL_LOCKABLE Mutex {
   Mutex(const Mutex&) = delete;
   Mutex& operator=(const Mutex&) = delete;
 
-  // Takes the mutex. Parks the fiber while somebody else holds it; blocks the thread when called from a plain one.
-  // Not interrupted by cancellation: Lock() is.
+  // Takes the mutex. Parks the fiber while somebody else holds it; blocks the thread when called
+  // from a plain one. Not interrupted by cancellation: Lock() is.
   void lock() ABSL_EXCLUSIVE_LOCK_FUNCTION() {
     internal::SchedulePoint();
     uint64_t free = 0;
@@ -62,19 +64,19 @@ class ABSL_LOCKABLE Mutex {
   // Takes the mutex if nobody holds it or is about to be handed it. Never blocks.
   [[nodiscard]] bool try_lock() ABSL_EXCLUSIVE_TRYLOCK_FUNCTION(true);
 
-  // Gives the mutex up. When that hands it over to a fiber that has waited for long, the caller yields to it. Never
-  // blocks. REQUIRES: it is held
+  // Gives the mutex up. When that hands it over to a fiber that has waited for long, the caller
+  // yields to it. Never blocks. REQUIRES: it is held
   void unlock() ABSL_UNLOCK_FUNCTION() {
     // Loading first leaves the line alone when the CAS could only fail.
     uint64_t held = word_.Peek();
     if (held != kHeld || !word_.TryGive(held, 0)) UnlockSlow();
   }
 
-  // Takes the mutex, or gives up: kDeadlineExceeded or kCancelled: it was not taken. Parks the fiber while somebody else
-  // holds it; blocks the thread when called from a plain one.
+  // Takes the mutex, or gives up: kDeadlineExceeded or kCancelled: it was not taken. Parks the
+  // fiber while somebody else holds it; blocks the thread when called from a plain one.
   //
   //   if (absl::Status status = mu_.Lock(absl::Milliseconds(5)); !status.ok()) return status;
-  //   mu_.AssertHeld();                              // tells clang's analysis, which cannot read a Status
+  //   mu_.AssertHeld();       // tells clang's analysis, which cannot read a Status
   //   fiber::MutexLock hold(mu_, std::adopt_lock);
   [[nodiscard]] absl::Status Lock(Deadline deadline);
 
@@ -84,17 +86,19 @@ class ABSL_LOCKABLE Mutex {
   }
 
  private:
-  // | state  | kHeld | others               | who comes   | unlock()                                           |
-  // |--------|-------|----------------------|-------------|----------------------------------------------------|
-  // | free   |       | kWoken if any waits  | takes it    | misuse                                             |
-  // | held   | set   | kWoken, kHasWaiters  | queues      | frees it; wakes the first, unless kWoken           |
-  // | handed | set   | kStarving            | queues      | hands it to the first: kHeld stays set             |
+  // | state  | kHeld | others              | who comes | unlock()                                 |
+  // |--------|-------|---------------------|-----------|------------------------------------------|
+  // | free   |       | kWoken if any waits | takes it  | misuse                                   |
+  // | held   | set   | kWoken, kHasWaiters | queues    | frees it; wakes the first, unless kWoken |
+  // | handed | set   | kStarving           | queues    | hands it to the first: kHeld stays set   |
   //
-  // kWoken: somebody was claimed to try again and has not done so yet; nobody else is woken meanwhile, so a mutex that
-  // is locked and unlocked in a loop wakes one at a time. Set by unlock(), cleared by the one who was woken.
-  // kStarving: set by one who was woken, has waited for long and lost again, so never together with kWoken; cleared by
-  // the unlock() that hands over to the last, or to one who has not waited for long, or by the last as it gives up.
-  // While the queue is unlocked: kStarving implies kHeld; kHasWaiters without kHeld implies kWoken.
+  // kWoken: somebody was claimed to try again and has not done so yet; nobody else is woken
+  // meanwhile, so a mutex that is locked and unlocked in a loop wakes one at a time. Set by
+  // unlock(), cleared by the one who was woken.
+  // kStarving: set by one who was woken, has waited for long and lost again, so never together with
+  // kWoken; cleared by the unlock() that hands over to the last, or to one who has not waited for
+  // long, or by the last as it gives up. While the queue is unlocked: kStarving implies kHeld;
+  // kHasWaiters without kHeld implies kWoken.
   static constexpr uint64_t kHeld = uint64_t{1} << internal::StateWord::kFirstBit;
   static constexpr uint64_t kWoken = kHeld << 1;
   static constexpr uint64_t kStarving = kHeld << 2;

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// No permit is lost between a release and a deadline: a permit leaves the word only with a claim, and a waiter is
-// claimed once.
+// No permit is lost between a release and a deadline: a permit leaves the word only with a claim,
+// and a waiter is claimed once.
 //
-//   Release()                                         a waiter whose deadline comes
-//   nobody waits: CAS them in     ← last touch        the timer claims it
-//   else: lock the queue, add; from the front,        lock the queue
-//     while there are enough: claim, subtract;        unlink, unless a release has met it and done so
-//     one that cannot be claimed has given up: skip   the next may be content with less: hand over from the front
-//   store the rest, unlocking     ← last touch        unlock
-//   unpark the claimed                                unpark the claimed
+//   Release()                                    a waiter whose deadline comes
+//   nobody waits: CAS them in    ← last touch    the timer claims it
+//   else: lock the queue, add                    lock the queue
+//     from the front, while there are enough:    unlink, unless a release has met it and done so
+//       claim, subtract; one that cannot be      the next may want less: hand over from the
+//       claimed has given up: skip it              front, as a release does
+//   store the rest, unlocking    ← last touch    unlock
+//   unpark the claimed                           unpark the claimed
 //
 // Nobody barges: who comes late finds kHasWaiters, and takes its place at the end.
 #include "fiber/semaphore.h"

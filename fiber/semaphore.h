@@ -14,18 +14,22 @@ namespace fiber {
 
 // Semaphore holds a number of permits; Acquire() takes some, Release() returns some.
 //
-//   fiber::Semaphore slots(8);                         // at most 8 downloads at once
+//   fiber::Semaphore slots(8);                 // at most 8 downloads at once
+//   std::vector<fiber::JoinHandle<void>> downloads;
 //   for (const Url& url : urls) {
-//     if (!slots.Acquire().ok()) break;                // cancelled: no permit was taken
-//     fiber::Go([&slots, url] { Download(url); slots.Release(); });
+//     if (!slots.Acquire().ok()) break;        // cancelled: no permit was taken
+//     downloads.push_back(fiber::Spawn([&] { Download(url); slots.Release(); }));
 //   }
 //
-// Thread safety: any fiber, any thread. Permits belong to nobody: who releases need not be who acquired.
-// Fairness: permits are handed over in the order of coming, and nobody passes by who waits, TryAcquire() included. One
-// who waits for many holds up those behind, until it has got them or gives up.
+// Thread safety: any fiber, any thread. Permits belong to nobody: who releases need not be who
+// acquired.
+// Fairness: permits are handed over in the order of coming, and nobody passes by who waits,
+// TryAcquire() included. One who waits for many holds up those behind, until it has got them or
+// gives up.
 // Memory ordering: what happened before Release() is visible after the Acquire() it serves.
-// Lifetime: may be destroyed as soon as the last Acquire() has returned, even while the Release() that served it is about
-// to return; but no other call may be under way. Destroying it while somebody waits ends the process.
+// Lifetime: may be destroyed as soon as the last Acquire() has returned, even while the Release()
+// that served it is about to return; but no other call may be under way. Destroying it while
+// somebody waits ends the process.
 class Semaphore {
  public:
   // REQUIRES: permits >= 0
@@ -39,8 +43,9 @@ class Semaphore {
   Semaphore(const Semaphore&) = delete;
   Semaphore& operator=(const Semaphore&) = delete;
 
-  // Takes `n` permits, all at once. Parks the fiber while there are fewer or others wait; blocks the thread when called
-  // from a plain one. kDeadlineExceeded or kCancelled: none was taken. REQUIRES: n >= 0
+  // Takes `n` permits, all at once. Parks the fiber while there are fewer or others wait; blocks
+  // the thread when called from a plain one. kDeadlineExceeded or kCancelled: none was taken.
+  // REQUIRES: n >= 0
   [[nodiscard]] absl::Status Acquire(int n = 1, Deadline deadline = {});
 
   // Takes `n` permits if there are as many and nobody waits. Never blocks. REQUIRES: n >= 0

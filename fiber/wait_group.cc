@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Zero is to a wait group what kSet is to an event (event.cc): whoever sees it may destroy the group.
+// Zero is to a wait group what kSet is to an event (event.cc): whoever sees it may destroy the
+// group.
 //
-//   Add() that leads to zero                          Wait()
-//   nobody waits: CAS in 0        ← last touch        sees 0: returns
-//   else: CAS in the queue's lock, with the count     else: lock the queue; 0 there: unlock, return;
-//         it had; claim and unlink all;                     else link, unlock, park
-//         store 0, unlocking      ← last touch        claimed: returns, without touching the group
-//         unpark the claimed                          gave up: lock, unlink, unlock, return
+//   Add() that leads to zero                     Wait()
+//   nobody waits: CAS in 0       ← last touch    sees 0: returns
+//   else: CAS in the queue's lock, the count     else: lock the queue
+//           as it was                                  0 there: unlock, return
+//         claim and unlink all                         else link, unlock, park
+//         store 0, unlocking     ← last touch    claimed: returns, without touching the group
+//         unpark the claimed                     gave up: lock, unlink, unlock, return
 //
-// So the count is never seen at zero with somebody linked, and the next round may begin at once: its Add() finds an
-// empty queue, and those who were claimed do not look at the count again. (Go's WaitGroup, whose waiters do, must
-// forbid that.)
+// So the count is never seen at zero with somebody linked, and the next round may begin at once:
+// its Add() finds an empty queue, and those who were claimed do not look at the count again. (Go's
+// WaitGroup, whose waiters do, must forbid that.)
 #include "fiber/wait_group.h"
 
 #include <climits>

@@ -14,22 +14,31 @@ namespace fiber {
 
 // WaitGroup counts work that is under way; Wait() returns when there is none.
 //
-//   fiber::WaitGroup work;
-//   for (const Shard& shard : shards) {
-//     work.Add();                                      // before it starts, not within: Wait() could come first
-//     fiber::Go([&] { Index(shard); work.Done(); });
-//   }
-//   absl::Status status = work.Wait();
+//   class Mailer {
+//    public:
+//     void Send(Mail mail) {
+//       work_.Add();                           // before it starts: within, Wait() could come first
+//       fiber::Go([this, mail] { Deliver(mail); work_.Done(); });
+//     }
+//     absl::Status Flush() { return work_.Wait(absl::Seconds(10)); }
 //
-// It can be used again and again. A new round may begin as soon as the count was zero, while those whom that released
-// have not returned yet: each is released by the zero it waited for.
+//    private:
+//     fiber::WaitGroup work_;
+//   };
 //
-// Thread safety: any fiber, any thread. An Add() that takes the count from zero must happen before the Wait() that is
-// to wait for it, or that one may return at once.
+// It does not keep what the work refers to alive when Wait() gives up: JoinHandle does.
+//
+// It can be used again and again. A new round may begin as soon as the count was zero, while those
+// whom that released have not returned yet: each is released by the zero it waited for.
+//
+// Thread safety: any fiber, any thread. An Add() that takes the count from zero must happen before
+// the Wait() that is to wait for it, or that one may return at once.
 // Fairness: zero releases all who wait, in the order of their coming.
-// Memory ordering: what happened before the calls of Done() that led to zero is visible after the Wait() they end.
-// Lifetime: may be destroyed as soon as Wait() has returned OK, even while the Done() that led to zero is about to
-// return; but no other call may be under way. Destroying it while somebody waits ends the process.
+// Memory ordering: what happened before the calls of Done() that led to zero is visible after the
+// Wait() they end.
+// Lifetime: may be destroyed as soon as Wait() has returned OK, even while the Done() that led to
+// zero is about to return; but no other call may be under way. Destroying it while somebody waits
+// ends the process.
 class WaitGroup {
  public:
   constexpr WaitGroup() = default;
@@ -39,15 +48,16 @@ class WaitGroup {
   WaitGroup(const WaitGroup&) = delete;
   WaitGroup& operator=(const WaitGroup&) = delete;
 
-  // Adds `n`, which may be negative, to the count. At zero, releases everybody who waits. Never blocks.
+  // Adds `n`, which may be negative, to the count. At zero, releases everybody who waits. Never
+  // blocks.
   // REQUIRES: the count stays within 0 to INT_MAX
   void Add(int n = 1);
 
   // Add(-1). Never blocks.
   void Done() { Add(-1); }
 
-  // Waits until the count is zero: OK. Parks the fiber; blocks the thread when called from a plain one.
-  // kDeadlineExceeded or kCancelled: it was not zero in time.
+  // Waits until the count is zero: OK. Parks the fiber; blocks the thread when called from a plain
+  // one. kDeadlineExceeded or kCancelled: it was not zero in time.
   [[nodiscard]] absl::Status Wait(Deadline deadline = {});
 
  private:

@@ -8,8 +8,8 @@
 
 namespace fiber::internal {
 
-// How many simulations there are in this process: none but in tests, and then a fast path pays for its schedule point with
-// one load of a word that nobody writes. Counted by Scheduler.
+// How many simulations there are in this process: none but in tests, and then a fast path pays for
+// its schedule point with one load of a word that nobody writes. Counted by Scheduler.
 inline constinit Atomic<int32_t> simulation_count{0};
 
 void GiveWayInSimulation();

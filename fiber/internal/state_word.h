@@ -10,32 +10,36 @@
 
 namespace fiber::internal {
 
-// StateWord is the one word of a primitive: its state, whether anybody waits, and the lock of its wait queue.
+// StateWord is the one word of a primitive: its state, whether anybody waits, and the lock of its
+// wait queue.
 //
-// Why one word: a primitive may be destroyed as soon as somebody got through, and what lets somebody through is a change
-// of its state. So that change must be the changer's last touch. With a lock beside the state it is not:
+// Why one word: a primitive may be destroyed as soon as somebody got through, and what lets
+// somebody through is a change of its state. So that change must be the changer's last touch. With
+// a lock beside the state it is not:
 //
 //   Event::Set, rejected                            a waiter that never parked
 //   lock; is_set = true;                            sees is_set, returns, destroys the event
 //   wake the waiters; unlock    ← of what?
 //
-// | bit         | set by                       | while it is set                                                     |
-// |-------------|------------------------------|---------------------------------------------------------------------|
-// | kQueueLock  | LockQueue, TryLockQueue      | the word and the queue belong to the holder; nobody else stores      |
-// | kHasWaiters | UnlockQueue                  | the queue is not empty                                              |
-// | others      | TryTake, TryGive, UnlockQueue | the primitive's own                                                |
+// | bit         | set by                        | while it is set                                 |
+// |-------------|-------------------------------|-------------------------------------------------|
+// | kQueueLock  | LockQueue, TryLockQueue       | word and queue are the holder's: no other store |
+// | kHasWaiters | UnlockQueue                   | the queue is not empty                          |
+// | others      | TryTake, TryGive, UnlockQueue | the primitive's own                             |
 //
-// To change the state: without kQueueLock in the word seen, by one CAS (TryTake, TryGive). To work on the queue: lock it,
-// change state and queue, UnlockQueue() with the new word. Either way it is one store, the last touch.
+// To change the state: without kQueueLock in the word seen, by one CAS (TryTake, TryGive). To work
+// on the queue: lock it, change state and queue, UnlockQueue() with the new word. Either way it is
+// one store, the last touch.
 //
-// Rejected: taking the lock bit by fetch_or, and giving it back by fetch_and if it is not needed after all. The bit then
-// comes and goes in words that other CASes expect, and with the hand-over of a mutex that hangs: rarely, and only under
-// load.
+// Rejected: taking the lock bit by fetch_or, and giving it back by fetch_and if it is not needed
+// after all. The bit then comes and goes in words that other CASes expect, and with the hand-over
+// of a mutex that hangs: rarely, and only under load.
 //
-// order: state — publish and hand-off. What was done before a TryGive or UnlockQueue is visible to whoever takes, locks
-// or loads after it: release there, acquire here. A TryTake only acquires: as a read-modify-write it continues the
-// release sequences of the gives before it. UnlockQueue is a plain store and ends them, so LockQueue acquires: what
-// came before reaches those after by way of the holder.
+// order: state — publish and hand-off. What was done before a TryGive or UnlockQueue is visible to
+// whoever takes, locks or loads after it: release there, acquire here. A TryTake only acquires: as
+// a read-modify-write it continues the release sequences of the gives before it. UnlockQueue is a
+// plain store and ends them, so LockQueue acquires: what came before reaches those after by way of
+// the holder.
 class ABSL_LOCKABLE StateWord {
  public:
   static constexpr uint64_t kQueueLock = 1;
@@ -48,7 +52,8 @@ class ABSL_LOCKABLE StateWord {
   // To judge by, before a TryGive: it neither gives nor takes anything itself.
   uint64_t Peek() const { return word_.load(std::memory_order_relaxed); }
 
-  // Change the state by one CAS. False: `seen` is now what the word holds. REQUIRES: `seen` has no kQueueLock.
+  // Change the state by one CAS. False: `seen` is now what the word holds. REQUIRES: `seen` has no
+  // kQueueLock.
   [[nodiscard]] bool TryTake(uint64_t& seen, uint64_t next) {
     return word_.compare_exchange_strong(seen, next, std::memory_order_acquire,  // order: state
                                          std::memory_order_acquire);
@@ -72,12 +77,14 @@ class ABSL_LOCKABLE StateWord {
     }
     return seen;
   }
-  // Publishes `next` and unlocks the queue: the holder's last touch. REQUIRES: `next` has no kQueueLock.
+  // Publishes `next` and unlocks the queue: the holder's last touch. REQUIRES: `next` has no
+  // kQueueLock.
   void UnlockQueue(uint64_t next) ABSL_UNLOCK_FUNCTION() {
     word_.store(next, std::memory_order_release);  // order: state
   }
 
-  // Waits out a holder of the queue's lock, who is done within a few lines, and returns the word seen then.
+  // Waits out a holder of the queue's lock, who is done within a few lines, and returns the word
+  // seen then.
   uint64_t AwaitUnlocked() const {
     Backoff backoff;
     for (;;) {

@@ -9,12 +9,14 @@
 
 namespace fiber::internal {
 
-// WaitQueue is the waiters of one thing, in the order of their coming. One pointer, no memory of its own.
+// WaitQueue is the waiters of one thing, in the order of their coming. One pointer, no memory of
+// its own.
 //
-// Protection: the lock of whatever it belongs to, which also protects `next`, `prev` and `is_linked` of the waiters.
+// Protection: the lock of whatever it belongs to, which also protects `next`, `prev` and
+// `is_linked` of the waiters.
 //
-// A waiter in it may have given up already (its deadline or a cancellation has claimed it) without having come to take
-// itself out: whoever meets it takes it out, and it finds that done.
+// A waiter in it may have given up already (its deadline or a cancellation has claimed it) without
+// having come to take itself out: whoever meets it takes it out, and it finds that done.
 class WaitQueue {
  public:
   constexpr WaitQueue() = default;
@@ -37,8 +39,8 @@ class WaitQueue {
   Waiter* first_ = nullptr;  // a ring: first_->prev is the last
 };
 
-// ClaimedWaiters is what a waker takes away from under the lock: waiters it has claimed, to be unparked when the lock
-// is dropped.
+// ClaimedWaiters is what a waker takes away from under the lock: waiters it has claimed, to be
+// unparked when the lock is dropped.
 //
 //   ClaimedWaiters claimed;
 //   lock
@@ -46,11 +48,12 @@ class WaitQueue {
 //   unlock                                      ← last touch of the object
 //   claimed.Unpark();
 //
-// A waiter that is claimed stays put until its own unpark, so the list runs through the waiters themselves.
+// A waiter that is claimed stays put until its own unpark, so the list runs through the waiters
+// themselves.
 class ClaimedWaiters {
  public:
-  // Takes `waiter` out of `queue` and completes its wait with `outcome`. False: it has given up, and takes what it finds
-  // when it next holds the lock. By whoever holds the queue's lock.
+  // Takes `waiter` out of `queue` and completes its wait with `outcome`. False: it has given up,
+  // and takes what it finds when it next holds the lock. By whoever holds the queue's lock.
   bool Claim(WaitQueue& queue, Waiter& waiter, uint32_t outcome);
   // Likewise, with the outcome the waiter expects.
   bool Claim(WaitQueue& queue, Waiter& waiter) { return Claim(queue, waiter, waiter.clause); }
