@@ -141,37 +141,40 @@ WaitBlock* StackDepot::Take(StackClass cls, size_t want, absl::Status* why) {
     }
   }
 
+  Record* startable = nullptr;
+  WaitBlock* list = CarveAndTake(*pool, cls, want, why, &startable);
+  Start(startable);
+  return list;
+}
+
+WaitBlock* StackDepot::CarveAndTake(Pool& pool, StackClass cls, size_t want, absl::Status* why,
+                                    Record** startable) {
   std::lock_guard carving(carve_mutex_);
   {
     SpinLockHolder hold(lock_);
     // Whoever carved meanwhile left some.
-    if (WaitBlock* list = PopLocked(*pool, want).first; list != nullptr) return list;
-    if (!pool->carve_failure.ok() && MonotonicNs() < pool->carve_retry_ns) {
-      *why = pool->carve_failure;
+    if (WaitBlock* list = PopLocked(pool, want).first; list != nullptr) return list;
+    if (!pool.carve_failure.ok() && MonotonicNs() < pool.carve_retry_ns) {
+      *why = pool.carve_failure;
       return nullptr;
     }
   }
   absl::Status failure;
   const StackChain made = Carve(cls, &failure);
-  Record* startable = nullptr;
-  StackChain chain;
-  {
-    SpinLockHolder hold(lock_);
-    pool->carve_failure = failure;
-    if (made.count == 0) {
-      pool->carve_retry_ns = MonotonicNs() + kCarveRetryNs;
-    } else {
-      pool->carved += made.count;
-      carved_ += made.count;
-      PushLocked({}, made);
-      chain = PopLocked(*pool, want);
-      startable = PopWaitersLocked();
-    }
+  SpinLockHolder hold(lock_);
+  pool.carve_failure = failure;
+  if (made.count == 0) {
+    pool.carve_retry_ns = MonotonicNs() + kCarveRetryNs;
+    *why = failure;
+    return nullptr;
   }
-  Start(startable);
-  if (chain.count > 0) return chain.first;
-  *why = !failure.ok() ? failure : MemoryUsedUp();
-  return nullptr;
+  pool.carved += made.count;
+  carved_ += made.count;
+  PushLocked({}, made);
+  const StackChain taken = PopLocked(pool, want);
+  *startable = PopWaitersLocked();
+  if (taken.count == 0) *why = MemoryUsedUp();
+  return taken.first;
 }
 
 StackChain StackDepot::Carve(StackClass cls, absl::Status* why) {

@@ -134,7 +134,10 @@ class StackDepot {
   static void Sort(WaitBlock* list, StackChain* resident, StackChain* discarded);
   // Gives back the pages of resident stacks; what the kernel refuses stays in *resident.
   void Discard(StackChain* resident, StackChain* discarded);
-  // New stacks. Empty: *why says why.
+  // New stacks, under carve_mutex_, of which the caller gets up to `want`. null: *why says why.
+  WaitBlock* CarveAndTake(Pool& pool, StackClass cls, size_t want, absl::Status* why,
+                          Record** startable);
+  // New stacks. Empty: *why says why. REQUIRES: carve_mutex_ is held.
   StackChain Carve(StackClass cls, absl::Status* why);
   // False: one could be had meanwhile, and `fiber` is not in line.
   bool WaitInLine(StackClass cls, Record& fiber, const absl::Status& why);
