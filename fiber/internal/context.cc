@@ -63,10 +63,9 @@ void FinishSwitch(void* fake_stack) {
 }
 #endif
 #ifdef WEFT_TSAN
-void StartThreadSanitizerSwitch(ThreadState& thread, const Record* to) {
-  void* context = to == nullptr ? thread.own_sanitizer_fiber
-                                : to->block.load(std::memory_order_relaxed)->sanitizer_fiber;
-  __tsan_switch_to_fiber(context, 0);
+void* SanitizerFiber(ThreadState& thread, const Record* to) {
+  return to == nullptr ? thread.own_sanitizer_fiber
+                       : to->block.load(std::memory_order_relaxed)->sanitizer_fiber;
 }
 #endif
 
@@ -105,7 +104,7 @@ void RunFiber(Record& self, WaitBlock& block) {
 //
 // Done is published (FinishJoin) after the closure is destroyed and before the stack is left: nothing after that
 // touches the record, and the stack belongs to this worker until the next context returns it.
-[[noreturn]] void FiberMain(transfer_t transfer) {
+[[noreturn]] WEFT_NO_TSAN void FiberMain(transfer_t transfer) {
 #if defined(__x86_64__)
   asm volatile(".cfi_undefined rip");  // unwinders stop here
 #endif
@@ -143,7 +142,7 @@ void Adopt(Record& fiber, WaitBlock& block) {
 
 }  // namespace
 
-ThreadState& Switch(ThreadState& thread, Record* to, After after) {
+WEFT_NO_TSAN ThreadState& Switch(ThreadState& thread, Record* to, After after) {
   thread.from = thread.current;
   thread.after = after;
   ExceptionState exceptions{};
@@ -172,7 +171,7 @@ ThreadState& Switch(ThreadState& thread, Record* to, After after) {
   StartSwitch(after == After::kDone ? nullptr : &fake_stack, thread, to);
 #endif
 #ifdef WEFT_TSAN
-  StartThreadSanitizerSwitch(thread, to);
+  __tsan_switch_to_fiber(SanitizerFiber(thread, to), 0);
 #endif
   const transfer_t transfer = jump_fcontext(target, &thread);
 #ifdef WEFT_ASAN

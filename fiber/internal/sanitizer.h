@@ -26,4 +26,14 @@
 #include <sanitizer/tsan_interface.h>
 #endif
 
+// For functions that are entered on one stack and left on another, or never left: ThreadSanitizer keeps a stack of calls
+// for each fiber, which would otherwise grow with every fiber that runs there, until it overflows.
+#if !defined(WEFT_TSAN)
+#define WEFT_NO_TSAN
+#elif defined(__clang__)
+#define WEFT_NO_TSAN __attribute__((disable_sanitizer_instrumentation))
+#else
+#define WEFT_NO_TSAN __attribute__((no_sanitize("thread")))
+#endif
+
 #endif  // WEFT_FIBER_INTERNAL_SANITIZER_H_
