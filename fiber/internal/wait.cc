@@ -148,7 +148,9 @@ void Cancel(Record& fiber, const absl::Status& cause) {
 
 void GiveWayInSimulation() {
   ThreadState& thread = ThisThread();
-  if (thread.current != nullptr && thread.scheduler->is_simulation_) {
+  // Not from one that is about to park: its state says so already.
+  if (thread.current != nullptr && thread.scheduler->is_simulation_ &&
+      thread.current->state.load(std::memory_order_relaxed) == State::kRunning) {
     thread.scheduler->SchedulePoint(thread);
   }
 }
