@@ -6,6 +6,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "fiber/internal/atomic.h"
+#include "fiber/internal/schedule_point.h"
 #include "fiber/internal/spin_lock.h"
 
 namespace fiber::internal {
@@ -71,6 +72,7 @@ class ABSL_LOCKABLE StateWord {
   }
   // Locks the queue. Returns the word, without kQueueLock.
   uint64_t LockQueue() ABSL_EXCLUSIVE_LOCK_FUNCTION() {
+    SchedulePoint();  // what the caller has seen before may change
     uint64_t seen = AwaitUnlocked();
     while (!TryLockQueue(seen)) {
       if ((seen & kQueueLock) != 0) seen = AwaitUnlocked();

@@ -279,35 +279,59 @@ TEST(MutexTest, WhoRunsMayTakeItFirstAgainWhenThoseWhoWaitHaveNotWaitedForLong) 
   sim::SimulateInTest(kNoPreemption, [] {
     Mutex mutex;
     Take(mutex);
-    int done = 0;
+    bool is_handed_over = false;
     auto starved = Spawn([&] {
-      MutexLock hold(mutex);
-      ++done;
+      Take(mutex);
+      Give(mutex);
+      is_handed_over = !IsFree(mutex);
     });
     (void)Sleep(absl::Milliseconds(1));
     Give(mutex);
     Take(mutex);
     LetOthersPark();  // it starves
     std::vector<JoinHandle<void>> late;
+    std::vector<bool> is_free_after;
     for (int i = 0; i < 2; ++i) {
       late.push_back(Spawn([&] {
-        MutexLock hold(mutex);
-        ++done;
+        Take(mutex);
         LetOthersPark();
+        Give(mutex);
+        is_free_after.push_back(IsFree(mutex));
       }));
       LetOthersPark();
     }
     Give(mutex);  // to the starved one, which hands over to the first that came late: enough
-    while (done < 2) LetOthersPark();
     starved.Join();
-    Take(mutex);
-    const int before = done;
-    Give(mutex);
-    Take(mutex);
-    EXPECT_EQ(done, before);
-    Give(mutex);
     for (auto& each : late) each.Join();
-    EXPECT_EQ(done, 3);
+    EXPECT_TRUE(is_handed_over);
+    EXPECT_EQ(is_free_after, (std::vector<bool>{true, true}));
+  });
+}
+
+TEST(MutexTest, ThoseWhoWaitKeepTheirOrderHoweverOftenOthersComeFirst) {
+  sim::SimulateInTest(kNoPreemption, [] {
+    Mutex mutex;
+    Take(mutex);
+    std::vector<int> order;
+    std::vector<JoinHandle<void>> waiters;
+    for (int i = 0; i < 3; ++i) {
+      waiters.push_back(Spawn([&, i] {
+        MutexLock hold(mutex);
+        order.push_back(i);
+      }));
+      LetOthersPark();
+    }
+    for (int i = 0; i < 4; ++i) {
+      for (int again = 0; again < 3; ++again) {
+        Give(mutex);
+        Take(mutex);
+      }
+      LetOthersPark();  // the first, woken once, takes its place in front again
+    }
+    EXPECT_TRUE(order.empty());
+    Give(mutex);
+    for (auto& each : waiters) each.Join();
+    EXPECT_EQ(order, (std::vector<int>{0, 1, 2}));
   });
 }
 
