@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 #include <new>
 #include <vector>
@@ -53,16 +54,24 @@ class RecordSlab {
     free_ = first;
   }
 
-  void ForEach(absl::FunctionRef<void(Record&)> visit) {
-    for (size_t i = 0;; ++i) {
-      Record* record;
+  size_t Visit(size_t from, size_t most, absl::FunctionRef<bool(Record&)> visit) {
+    constexpr size_t kAtOnce = 256;
+    for (size_t end = from + most; from < end;) {
+      // Chunks stay where they are, so only finding one needs the lock.
+      Record* records;
+      size_t count;
       {
         SpinLockHolder hold(lock_);
-        if (i >= carved_) return;
-        record = &chunks_[i / kChunkRecords][i % kChunkRecords];
+        if (from >= carved_) return 0;
+        records = &chunks_[from / kChunkRecords][from % kChunkRecords];
+        count = std::min({kAtOnce, carved_ - from, kChunkRecords - from % kChunkRecords});
       }
-      if (record->id.load(std::memory_order_acquire) != 0) visit(*record);  // order: owner
+      for (size_t i = 0; i < count; ++i, ++from) {
+        if (records[i].id.load(std::memory_order_acquire) == 0) continue;  // order: owner
+        if (!visit(records[i])) return from + 1;
+      }
     }
+    return from;
   }
 
  private:
@@ -153,7 +162,19 @@ void FreeRecord(ThreadState& thread, Record& record) {
 
 void ReturnFreeRecords(ThreadState& thread) { GiveFreeRecords(thread, thread.free_record_count); }
 
-void ForEachRecord(absl::FunctionRef<void(Record&)> visit) { RecordSlab::Get().ForEach(visit); }
+size_t VisitRecords(size_t from, size_t most, absl::FunctionRef<bool(Record&)> visit) {
+  return RecordSlab::Get().Visit(from, most, visit);
+}
+
+void ForEachRecord(absl::FunctionRef<void(Record&)> visit) {
+  size_t from = 0;
+  do {
+    from = VisitRecords(from, RecordSlab::kChunkRecords, [&visit](Record& record) {
+      visit(record);
+      return true;
+    });
+  } while (from != 0);
+}
 
 size_t CountRecordsInUse() {
   size_t count = 0;

@@ -90,6 +90,10 @@ void ReturnFreeRecords(ThreadState& thread);
 // and state by itself.
 void ForEachRecord(absl::FunctionRef<void(Record&)> visit);
 
+// The same for up to `most` records from index `from` on; a visit that returns false ends it early. Returns the index to go
+// on from; zero: that was the last record.
+size_t VisitRecords(size_t from, size_t most, absl::FunctionRef<bool(Record&)> visit);
+
 // How many records are in use (approximate while fibers come and go).
 size_t CountRecordsInUse();
 

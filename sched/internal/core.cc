@@ -207,6 +207,12 @@ int64_t Core::EarliestDue() const {
   return earliest;
 }
 
+uint64_t Core::Activity() const {
+  uint64_t runs = 0;
+  for (const auto& queue : queues_) runs += queue->runs.load(std::memory_order_relaxed);
+  return runs;
+}
+
 void Core::CancelAll() {
   SetCancelled();
   fiber::internal::ForEachRecord([this](Record& fiber) {

@@ -15,6 +15,7 @@
 #include "sched/internal/idle.h"
 #include "sched/internal/run_queue.h"
 #include "sched/internal/shared_queue.h"
+#include "sched/internal/trimmer.h"
 #include "sched/runtime.h"
 
 namespace sched::internal {
@@ -73,6 +74,9 @@ class Core final : public fiber::Scheduler {
   SharedQueue& inject() { return inject_; }
   SharedQueue& unstarted() { return unstarted_; }
   Idle& idle() { return idle_; }
+  Trimmer& trimmer() { return trimmer_; }
+  // Changes whenever a fiber has run.
+  uint64_t Activity() const;
   bool is_stopped() const { return is_stopped_.load(std::memory_order_acquire); }  // order: stop
   bool HasFibers() const;
   int64_t EarliestDue() const;
@@ -113,6 +117,7 @@ class Core final : public fiber::Scheduler {
   Idle idle_;
   SharedQueue inject_;     // Ready fibers
   SharedQueue unstarted_;  // New fibers
+  Trimmer trimmer_{this};
 
   FutexSource futex_source_;
   std::mutex install_mutex_;

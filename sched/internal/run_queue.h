@@ -24,7 +24,7 @@ struct alignas(64) RunQueue {
   // The fiber unparked last by the one that runs: it runs next, while what it needs is in the cache. Owner and anyone:
   // exchange. order: idle-wake — the exchange that fills it is a "push".
   Atomic<Record*> next_slot{nullptr};
-  Atomic<uint64_t> ticks{0};  // scheduling rounds; written by the owner. A thief sees by it whether the owner is stuck
+  Atomic<uint64_t> runs{0};  // fibers taken to run; written by the owner. Stands still while it is in one
 
   Ring<kRingSlots> ring;
   UnstartedDeque<kUnstartedSlots> unstarted;

@@ -112,7 +112,6 @@ void Worker::PushUnstarted(Record& fiber) {
 Record* Worker::TakeLocal(WaitBlock* spare) {
   for (;;) {
     ++tick_;
-    queue_.ticks.store(tick_, std::memory_order_relaxed);
     Record* fiber = nullptr;
     if (next_runs_ < kMostNextRuns &&
         queue_.next_slot.load(std::memory_order_relaxed) != nullptr) {
@@ -120,6 +119,7 @@ Record* Worker::TakeLocal(WaitBlock* spare) {
     }
     if (fiber != nullptr) {
       ++next_runs_;
+      AddOne(queue_.runs);
       return fiber;
     }
     if (tick_ % kUnstartedShare == 0) fiber = queue_.unstarted.TakeOldest();
@@ -132,6 +132,7 @@ Record* Worker::TakeLocal(WaitBlock* spare) {
       continue;
     }
     next_runs_ = 0;
+    AddOne(queue_.runs);
     if (fiber->state.load(std::memory_order_relaxed) != State::kNew) return fiber;
     if (fiber::internal::BindStack(*state_, *fiber, spare)) return fiber;
   }
@@ -182,6 +183,7 @@ Record* Worker::Maintain() {
   maintenance_at_ = tick_ + (queue_.timers.next_due_ns() == kNeverNs ? kMaintenanceRounds : kTimerRounds);
   if (tick_ < poll_at_) return nullptr;
   poll_at_ = tick_ + kMaintenanceRounds;
+  core_.trimmer().Step(fiber::internal::MonotonicNs(), core_.Activity());
   if (EventSource* source = core_.installed_source(); source != nullptr) source->Poll(0);
   return TakeOneShared();
 }
@@ -255,9 +257,9 @@ Record* Worker::StealFrom(RunQueue& victim) {
 Record* Worker::StealNextSlot(RunQueue& victim) {
   constexpr int kPatience = 200;  // some 3 us, as Go waits before it takes runnext
   if (victim.next_slot.load(std::memory_order_relaxed) == nullptr) return nullptr;
-  const uint64_t ticks = victim.ticks.load(std::memory_order_relaxed);
+  const uint64_t runs = victim.runs.load(std::memory_order_relaxed);
   for (int i = 0; i < kPatience; ++i) fiber::internal::CpuRelax();
-  if (victim.ticks.load(std::memory_order_relaxed) != ticks) return nullptr;
+  if (victim.runs.load(std::memory_order_relaxed) != runs) return nullptr;
   Record* fiber = victim.next_slot.exchange(nullptr, std::memory_order_acq_rel);  // order: idle-wake
   if (fiber != nullptr) AddOne(queue_.steals);
   return fiber;
@@ -276,6 +278,8 @@ void Worker::ExpireTimers() {
 }
 
 void Worker::Sleep() {
+  const int64_t now = fiber::internal::MonotonicNs();
+  core_.trimmer().Step(now, core_.Activity());
   Idle& idle = core_.idle();
   idle.Enter(role_);
   if (core_.HasFibers() || core_.is_stopped()) {
@@ -288,8 +292,10 @@ void Worker::Sleep() {
   // What was armed between the reading and the publishing was told the old keeper's deadline, or none.
   if (core_.EarliestDue() >= due) {
     constexpr int64_t kKeeperMayBeLate = 1'000'000;
-    const int64_t until = is_keeper ? due : std::min(due, kept);
-    core_.sleeping_source().Poll(is_keeper || until == kNeverNs ? until : until + kKeeperMayBeLate);
+    int64_t until = is_keeper ? due : std::min(due, kept);
+    if (!is_keeper && until != kNeverNs) until += kKeeperMayBeLate;
+    until = std::min(until, core_.trimmer().NextDue(now, core_.Activity()));
+    core_.sleeping_source().Poll(until);
   }
   if (is_keeper) idle.StopKeeping(due);
   role_ = idle.Leave();

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef WEFT_SCHED_INTERNAL_TRIMMER_H_
+#define WEFT_SCHED_INTERNAL_TRIMMER_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "fiber/internal/atomic.h"
+#include "fiber/internal/record.h"
+#include "fiber/internal/spin_lock.h"
+
+namespace sched::internal {
+
+// Trimmer gives back what deep excursions leave behind: the pages of parked stacks below the stack pointer.
+//
+// Problem: nothing on the way into a park tells how deep the stack was used in between, and asking the kernel costs more
+// than the switch. Rejected: asking at every park or at a sample of them (0.5 us, or missed), a sentinel word further
+// down (a page fault a stack, a cache miss a park), asking only when the run was long (a clock a park).
+// Chosen: workers that come by, or have nothing to do, walk the slab of all records a few at a time, hold each parked
+// fiber that was not looked at since it parked, and ask then. A fiber that parks for good is looked at once.
+//
+// Rate: a step a kPeriodNs, of at most kMostLooks questions to the kernel: under one per cent of one CPU. When a whole
+// walk has found that no fiber has run meanwhile, it is over until one has.
+//
+// Thread safety: Step from any worker; one at a time does it.
+class Trimmer {
+ public:
+  explicit Trimmer(const fiber::Scheduler* owner) : owner_(owner) {}
+
+  // Does a step if one is due. `activity` changes whenever a fiber runs. By a worker on its own stack.
+  void Step(int64_t now_ns, uint64_t activity);
+
+  // When to call Step next if nothing else happens; kNeverNs: nothing is left to look at.
+  int64_t NextDue(int64_t now_ns, uint64_t activity) const;
+
+ private:
+  static constexpr int64_t kPeriodNs = 10'000'000;
+  static constexpr size_t kMostVisits = 4096;
+  static constexpr size_t kMostLooks = 64;
+  // Fewer pages than that are not worth the system call and the faults when they are touched again.
+  static constexpr size_t kThresholdPages = 4;
+
+  bool Look(fiber::internal::Record& fiber);
+
+  const fiber::Scheduler* const owner_;
+  fiber::internal::SpinLock lock_;
+  size_t cursor_ ABSL_GUARDED_BY(lock_) = 0;
+  uint64_t walk_activity_ ABSL_GUARDED_BY(lock_) = 0;  // when this walk began
+  fiber::internal::Atomic<uint64_t> seen_activity_{0};  // no fiber has run since a walk that saw all: then it is over
+  fiber::internal::Atomic<int64_t> next_step_ns_{0};
+};
+
+}  // namespace sched::internal
+
+#endif  // WEFT_SCHED_INTERNAL_TRIMMER_H_

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "fiber/go.h"
+#include "fiber/this_fiber.h"
+#include "gtest/gtest.h"
+#include "sched/run.h"
+
+namespace {
+
+constexpr size_t kPage = 4096;
+constexpr size_t kDepth = 160 << 10;
+
+// Pages of the `bytes` below `top` that are in memory.
+size_t ResidentPages(const char* top, size_t bytes) {
+  const uintptr_t high = reinterpret_cast<uintptr_t>(top) & ~(kPage - 1);
+  std::vector<unsigned char> pages(bytes / kPage);
+  if (mincore(reinterpret_cast<void*>(high - bytes), bytes, pages.data()) != 0) return 0;
+  size_t resident = 0;
+  for (unsigned char page : pages) resident += page & 1;
+  return resident;
+}
+
+__attribute__((noinline)) int Descend(size_t bytes) {
+  volatile char frame[1024];
+  frame[0] = static_cast<char>(bytes);
+  frame[1023] = frame[0];
+  return bytes <= sizeof frame ? frame[1023] : Descend(bytes - sizeof frame) + frame[0];
+}
+
+TEST(TrimTest, AParkedFiberGivesBackThePagesOfADeepExcursion) {
+  for (int workers : {1, 2}) {
+    sched::Run({.workers = workers}, [] {
+      const char* top = nullptr;
+      size_t resident_before = 0;
+      auto deep = fiber::Spawn([&] {
+        char here = 0;
+        top = &here;
+        Descend(kDepth);
+        resident_before = ResidentPages(top, kDepth);
+        return fiber::Sleep(absl::InfiniteDuration());
+      });
+      while (top == nullptr || resident_before == 0) fiber::Yield();
+      EXPECT_GE(resident_before, kDepth / kPage / 2);
+      const fiber::Deadline patience = absl::Seconds(30);
+      while (ResidentPages(top, kDepth) > 8 && !patience.is_past()) {
+        (void)fiber::Sleep(absl::Milliseconds(1));
+      }
+      EXPECT_LE(ResidentPages(top, kDepth), 8u);
+      deep.Cancel();  // it goes on where it parked: its frames are untouched
+      EXPECT_TRUE(absl::IsCancelled(deep.Join()));
+    });
+  }
+}
+
+}  // namespace
