@@ -111,11 +111,13 @@ int Client::ProveIdleAlive() {
 
 void Client::Summarize(uint64_t echoes_in_time, int idle_alive) const {
   const LatencyCounts all = latencies_.Snapshot();
+  const double most = latencies_.max_micros();
+  const auto micros = [&](double quantile) { return std::min(all.Micros(quantile), most); };
   PrintLine(absl::StrFormat(
-      "connections=%d rps=%.0f p50_us=%.1f p99_us=%.1f p999_us=%.1f max_us=%.1f "
-      "idle_alive=%d/%d errors=%d echoes=%d",
+      "connections=%d rps=%.0f p50_us=%.1f p99_us=%.1f p999_us=%.1f max_us=%.1f idle_alive=%d/%d "
+      "errors=%d echoes=%d",
       CountOpen(), static_cast<double>(echoes_in_time) / absl::ToDoubleSeconds(options_.time),
-      all.Micros(0.5), all.Micros(0.99), all.Micros(0.999), latencies_.max_micros(), idle_alive,
+      micros(0.5), micros(0.99), micros(0.999), most, idle_alive,
       options_.connections - options_.busy, errors(), all.total()));
 }
 
