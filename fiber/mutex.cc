@@ -22,8 +22,13 @@
 //     store, with kHeld          ← last touch
 //     unpark it, yield to it                     returns, without touching the word
 //
+// Why lock() sets kHeld by fetch_or: while others wait the word is never what a CAS from "free"
+// expects, and looking first costs as much as it saves where nobody waits. Whoever finds kHeld
+// clear may have it, whatever else the word says, so nothing is ever given back; a mutex that is
+// handed over has it set.
+//
 // No wake-up is lost: a waiter links itself under the queue's lock while kHeld is set, so an
-// unlock() comes after it and finds kHasWaiters. Whoever is claimed with kTryAgain always goes on:
+// unlock() comes after it and finds kWake. Whoever is claimed with kTryAgain always goes on:
 // it takes the mutex, or finds it held and clears kWoken, and the holder's unlock() sees that. It
 // gives up only when it parks again, where it can be claimed again.
 //
@@ -72,19 +77,22 @@ bool Mutex::try_lock() {
 }
 
 bool Mutex::TryTakeFree() {
-  uint64_t word = word_.Peek();
-  while ((word & kHeld) == 0) {
-    if ((word & StateWord::kQueueLock) != 0) {
-      word = word_.AwaitUnlocked();
-    } else if (word_.TryTake(word, word | kHeld)) {
-      return true;
-    }
-  }
-  return false;
+  // Looking first leaves the line alone when it is held.
+  return (word_.Peek() & kHeld) == 0 && word_.TrySet(kHeld);
+}
+
+bool Mutex::TryTakeFreeLocked(uint64_t& word) {
+  if ((word & kHeld) != 0) return false;
+  word |= kHeld;
+  return word_.TrySet(kHeld);  // else one that did not wait was faster
+}
+
+void Mutex::UnlockQueue(uint64_t word) {
+  const bool is_to_wake = !waiters_.is_empty() && (word & kWoken) == 0;
+  word_.UnlockQueue(is_to_wake ? word | kWake : word & ~kWake);
 }
 
 void Mutex::LockSlow() {
-  if (TryTakeFree()) return;
   internal::Wait wait(WaitReason::kMutex, this, internal::Interruptible::kNo);
   // Neither a deadline nor a cancellation can end it.
   LockQueued(wait, Deadline::Never()).IgnoreError();
@@ -100,41 +108,40 @@ absl::Status Mutex::Lock(Deadline deadline) {
 absl::Status Mutex::LockQueued(internal::Wait& wait, Deadline deadline) {
   const int64_t since = internal::NowNs();
   uint64_t word = word_.LockQueue();
-  if ((word & kHeld) == 0) {
-    word_.UnlockQueue(word | kHeld);
+  if (TryTakeFreeLocked(word)) {
+    UnlockQueue(word);
     return absl::OkStatus();
   }
   Waiter& waiter = wait.Open();
   SetSince(waiter, since);
   waiters_.PushBack(waiter);
-  word_.UnlockQueue(word | StateWord::kHasWaiters);
+  UnlockQueue(word);
 
   for (;;) {
     const uint32_t outcome = wait.Park(deadline);
     if (outcome == kYours) return absl::OkStatus();
     if (outcome != kTryAgain) {
-      word = word_.LockQueue();
+      word_.LockQueue();
       if (waiter.is_linked) waiters_.Remove(waiter);
-      if (waiters_.is_empty()) word &= ~(StateWord::kHasWaiters | kStarving);
-      word_.UnlockQueue(word);
+      word_.UnlockQueueClearing(waiters_.is_empty() ? kWake | kStarving : 0);
       return wait.StatusOf(outcome);
     }
     const bool is_starving = internal::NowNs() - since >= kStarvingNs;
     word = word_.LockQueue() & ~kWoken;
-    if ((word & kHeld) == 0) {
-      word_.UnlockQueue(word | kHeld);
+    if (TryTakeFreeLocked(word)) {
+      UnlockQueue(word);
       return absl::OkStatus();
     }
     wait.Open();  // the same waiter
     SetSince(waiter, since);
     waiters_.PushFront(waiter);
-    word_.UnlockQueue(word | StateWord::kHasWaiters | (is_starving ? kStarving : 0));
+    UnlockQueue(word | (is_starving ? kStarving : 0));
   }
 }
 
 void Mutex::UnlockSlow() {
   uint64_t word = word_.AwaitUnlocked();
-  while ((word & kAnyWaiter) != StateWord::kHasWaiters) {  // nobody to wake
+  while ((word & kWake) == 0) {
     if ((word & kHeld) == 0) DieUnheld("unlock");
     if (word_.TryGive(word, word & ~kHeld)) return;
     if ((word & StateWord::kQueueLock) != 0) word = word_.AwaitUnlocked();
@@ -149,15 +156,14 @@ void Mutex::UnlockSlow() {
     first = waiters_.first();
   } while (first != nullptr &&
            !claimed.Claim(waiters_, *first, is_handed_over ? kYours : kTryAgain));
-  if (waiters_.is_empty()) word &= ~(StateWord::kHasWaiters | kStarving);
-  if (first == nullptr) {
-    word &= ~kHeld;
+  if (first == nullptr) {  // all have given up
+    word &= ~(kHeld | kStarving);
   } else if (!is_handed_over) {
     word = (word & ~kHeld) | kWoken;
-  } else if (internal::NowNs() - SinceOf(*first) < kStarvingNs) {
+  } else if (waiters_.is_empty() || internal::NowNs() - SinceOf(*first) < kStarvingNs) {
     word &= ~kStarving;
   }
-  word_.UnlockQueue(word);
+  UnlockQueue(word);
   claimed.Unpark();
   if (is_handed_over && first != nullptr) YieldToNewHolder();
 }

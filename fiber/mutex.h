@@ -48,7 +48,7 @@ class ABSL_LOCKABLE Mutex {
  public:
   constexpr Mutex() = default;
   ~Mutex() {
-    if (word_.Peek() & kAnyWaiter) [[unlikely]] DieWithWaiters();
+    if (word_.Peek() & (kWake | kWoken)) [[unlikely]] DieWithWaiters();
   }
   Mutex(const Mutex&) = delete;
   Mutex& operator=(const Mutex&) = delete;
@@ -57,8 +57,7 @@ class ABSL_LOCKABLE Mutex {
   // from a plain one. Not interrupted by cancellation: Lock() is.
   void lock() ABSL_EXCLUSIVE_LOCK_FUNCTION() {
     internal::SchedulePoint();
-    uint64_t free = 0;
-    if (!word_.TryTake(free, kHeld)) LockSlow();
+    if (!word_.TrySet(kHeld)) LockSlow();
   }
 
   // Takes the mutex if nobody holds it or is about to be handed it. Never blocks.
@@ -67,9 +66,11 @@ class ABSL_LOCKABLE Mutex {
   // Gives the mutex up. When that hands it over to a fiber that has waited for long, the caller
   // yields to it. Never blocks. REQUIRES: it is held
   void unlock() ABSL_UNLOCK_FUNCTION() {
-    // Loading first leaves the line alone when the CAS could only fail.
-    uint64_t held = word_.Peek();
-    if (held != kHeld || !word_.TryGive(held, 0)) UnlockSlow();
+    uint64_t word = word_.Peek();
+    if ((word & (kHeld | kWake | internal::StateWord::kQueueLock)) != kHeld ||
+        !word_.TryGive(word, word & ~kHeld)) {
+      UnlockSlow();
+    }
   }
 
   // Takes the mutex, or gives up: kDeadlineExceeded or kCancelled: it was not taken. Parks the
@@ -86,25 +87,33 @@ class ABSL_LOCKABLE Mutex {
   }
 
  private:
-  // | state  | kHeld | others              | who comes | unlock()                                 |
-  // |--------|-------|---------------------|-----------|------------------------------------------|
-  // | free   |       | kWoken if any waits | takes it  | misuse                                   |
-  // | held   | set   | kWoken, kHasWaiters | queues    | frees it; wakes the first, unless kWoken |
-  // | handed | set   | kStarving           | queues    | hands it to the first: kHeld stays set   |
+  // | state  | kHeld | others          | who comes | unlock()                              |
+  // |--------|-------|-----------------|-----------|---------------------------------------|
+  // | free   |       | kWoken          | takes it  | misuse                                |
+  // | held   | set   | kWoken or kWake | queues    | frees it; with kWake, wakes the first |
+  // | handed | set   | kWake kStarving | queues    | hands it to the first, kHeld stays    |
   //
-  // kWoken: somebody was claimed to try again and has not done so yet; nobody else is woken
-  // meanwhile, so a mutex that is locked and unlocked in a loop wakes one at a time. Set by
-  // unlock(), cleared by the one who was woken.
-  // kStarving: set by one who was woken, has waited for long and lost again, so never together with
-  // kWoken; cleared by the unlock() that hands over to the last, or to one who has not waited for
-  // long, or by the last as it gives up. While the queue is unlocked: kStarving implies kHeld;
-  // kHasWaiters without kHeld implies kWoken.
+  // kHeld: set by TrySet(), so nobody may store a word without it but the one who holds the mutex.
+  // kWake: somebody waits and nobody has been woken: the queue is the unlock()'s business.
+  // kWoken: somebody was claimed to try again and has not done so yet. Nobody else is woken
+  // meanwhile, so one that locks and unlocks in a loop wakes one at a time, and those who wait keep
+  // their order. Set by unlock(), cleared by the one who was woken.
+  // kStarving: set by one who was woken, has waited for long and lost again; cleared by the
+  // unlock() that hands over to the last, or to one who has not waited for long, or by the last as
+  // it gives up.
+  //
+  // While the queue is unlocked: kWake if and only if the queue is not empty and kWoken is not set;
+  // kStarving implies kWake; kWake implies kHeld.
   static constexpr uint64_t kHeld = uint64_t{1} << internal::StateWord::kFirstBit;
-  static constexpr uint64_t kWoken = kHeld << 1;
-  static constexpr uint64_t kStarving = kHeld << 2;
-  static constexpr uint64_t kAnyWaiter = internal::StateWord::kHasWaiters | kWoken;
+  static constexpr uint64_t kWake = kHeld << 1;
+  static constexpr uint64_t kWoken = kHeld << 2;
+  static constexpr uint64_t kStarving = kHeld << 3;
 
   bool TryTakeFree();
+  // Takes the mutex if it is free; anyway kHeld is set then and stays so while the queue is locked.
+  bool TryTakeFreeLocked(uint64_t& word) ABSL_EXCLUSIVE_LOCKS_REQUIRED(word_);
+  // Stores `word`, with kWake as it should be. REQUIRES: kHeld is set
+  void UnlockQueue(uint64_t word) ABSL_UNLOCK_FUNCTION(word_);
   void LockSlow();
   absl::Status LockQueued(internal::Wait& wait, Deadline deadline);
   void UnlockSlow();

@@ -22,25 +22,32 @@ namespace fiber::internal {
 //   lock; is_set = true;                            sees is_set, returns, destroys the event
 //   wake the waiters; unlock    ← of what?
 //
-// | bit         | set by                        | while it is set                                 |
-// |-------------|-------------------------------|-------------------------------------------------|
-// | kQueueLock  | LockQueue, TryLockQueue       | word and queue are the holder's: no other store |
-// | kHasWaiters | UnlockQueue                   | the queue is not empty                          |
-// | others      | TryTake, TryGive, UnlockQueue | the primitive's own                             |
+// | bit         | set by                    | while it is set                                  |
+// |-------------|---------------------------|--------------------------------------------------|
+// | kQueueLock  | LockQueue, TryLockQueue   | word and queue are the holder's: no other store, |
+// |             |                           | but for a TrySet()                               |
+// | kHasWaiters | UnlockQueue               | the queue is not empty                           |
+// | others      | TryTake, TryGive, TrySet, | the primitive's own                              |
+// |             | UnlockQueue               |                                                  |
 //
 // To change the state: without kQueueLock in the word seen, by one CAS (TryTake, TryGive). To work
 // on the queue: lock it, change state and queue, UnlockQueue() with the new word. Either way it is
 // one store, the last touch.
 //
-// Rejected: taking the lock bit by fetch_or, and giving it back by fetch_and if it is not needed
-// after all. The bit then comes and goes in words that other CASes expect, and with the hand-over
-// of a mutex that hangs: rarely, and only under load.
+// TrySet() is for a bit whose setter owns what it stands for, as of a mutex: it needs not know the
+// other bits, and sets it even while the queue is locked. So while that bit may be clear, the
+// holder of the queue's lock stores by read-modify-write only: UnlockQueueClearing(), or TrySet()
+// itself, after which the bit stays set until the lock is dropped.
+//
+// Rejected: taking a bit by fetch_or, and giving it back if that was wrong. It then comes and goes
+// in words that other CASes expect, and with the hand-over of a mutex that hangs: rarely, and only
+// under load. Nobody gives back what TrySet() took.
 //
 // order: state — publish and hand-off. What was done before a TryGive or UnlockQueue is visible to
-// whoever takes, locks or loads after it: release there, acquire here. A TryTake only acquires: as
-// a read-modify-write it continues the release sequences of the gives before it. UnlockQueue is a
-// plain store and ends them, so LockQueue acquires: what came before reaches those after by way of
-// the holder.
+// whoever takes, locks or loads after it: release there, acquire here. TryTake and TrySet only
+// acquire: as read-modify-writes they continue the release sequences of the gives before them.
+// UnlockQueue is a plain store and ends them, so LockQueue acquires: what came before reaches those
+// after by way of the holder.
 class ABSL_LOCKABLE StateWord {
  public:
   static constexpr uint64_t kQueueLock = 1;
@@ -64,6 +71,11 @@ class ABSL_LOCKABLE StateWord {
                                          std::memory_order_relaxed);
   }
 
+  // Sets a bit, whatever the others are. False: it was set already.
+  [[nodiscard]] bool TrySet(uint64_t bit) {
+    return (word_.fetch_or(bit, std::memory_order_acquire) & bit) == 0;  // order: state
+  }
+
   // Locks the queue, if the word still holds `seen`. REQUIRES: `seen` has no kQueueLock.
   [[nodiscard]] bool TryLockQueue(uint64_t& seen) ABSL_EXCLUSIVE_TRYLOCK_FUNCTION(true) {
     return word_.compare_exchange_strong(seen, seen | kQueueLock,
@@ -83,6 +95,11 @@ class ABSL_LOCKABLE StateWord {
   // kQueueLock.
   void UnlockQueue(uint64_t next) ABSL_UNLOCK_FUNCTION() {
     word_.store(next, std::memory_order_release);  // order: state
+  }
+
+  // Unlocks the queue, clears `bits`, and leaves the others to whoever sets them meanwhile.
+  void UnlockQueueClearing(uint64_t bits) ABSL_UNLOCK_FUNCTION() {
+    word_.fetch_and(~(bits | kQueueLock), std::memory_order_release);  // order: state
   }
 
   // Waits out a holder of the queue's lock, who is done within a few lines, and returns the word
