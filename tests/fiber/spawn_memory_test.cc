@@ -24,15 +24,16 @@ std::atomic<size_t> allocations{0};
 std::atomic<size_t> allocated_bytes{0};
 }  // namespace
 
-void* operator new(size_t size) {
+// Not inlined, or g++ sees malloc and free where it expects new and delete.
+__attribute__((noinline)) void* operator new(size_t size) {
   allocations.fetch_add(1, std::memory_order_relaxed);
   allocated_bytes.fetch_add(size, std::memory_order_relaxed);
   void* memory = malloc(size == 0 ? 1 : size);
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
 }
-void operator delete(void* memory) noexcept { free(memory); }
-void operator delete(void* memory, size_t) noexcept { free(memory); }
+__attribute__((noinline)) void operator delete(void* memory) noexcept { free(memory); }
+__attribute__((noinline)) void operator delete(void* memory, size_t) noexcept { free(memory); }
 
 namespace fiber {
 namespace {
