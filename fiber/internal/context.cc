@@ -94,6 +94,7 @@ void RunFiber(Record& self, WaitBlock& block) {
     Bind(self, block);
     self.state.store(State::kRunning, std::memory_order_relaxed);
   }
+  ForgetTimer(block);
   delete block.name;
   block.name = nullptr;
   scheduler->OnFiberEnded(ThisThread());

@@ -2,6 +2,7 @@
 #include "fiber/internal/park.h"
 
 #include "fiber/internal/futex.h"
+#include "fiber/internal/spin_lock.h"
 #include "fiber/internal/thread_state.h"
 #include "fiber/internal/wait.h"
 #include "fiber/scheduler.h"
@@ -49,22 +50,46 @@ void Unpark(WaitBlock& block) {
   FutexWake(block.signal, 1);
 }
 
+namespace {
+
+// What is filed, once no scheduler is looking at it.
+int64_t FiledNs(const WaitBlock& block) {
+  Backoff backoff;
+  for (;;) {
+    const int64_t filed = block.timer.filed_ns.load(std::memory_order_seq_cst);  // order: timer
+    if (filed != DeadlineTimer::kBusyNs) return filed;
+    backoff.Pause();
+  }
+}
+
+}  // namespace
+
 bool TryFile(WaitBlock& block, int64_t deadline_ns, int64_t lateness_ns,
              bool is_lateness_tolerable) {
-  Atomic<int64_t>& filed_ns = block.timer.filed_ns;
-  int64_t filed = filed_ns.load(std::memory_order_seq_cst);  // order: timer
+  const int64_t early_enough = is_lateness_tolerable ? deadline_ns : deadline_ns - lateness_ns;
+  int64_t filed;
   do {
-    const int64_t early_enough = is_lateness_tolerable ? deadline_ns : deadline_ns - lateness_ns;
+    filed = FiledNs(block);
     if (filed <= early_enough) return false;
-  } while (!filed_ns.compare_exchange_weak(filed, deadline_ns,
-                                           std::memory_order_seq_cst,  // order: timer
-                                           std::memory_order_seq_cst));
+  } while (!block.timer.filed_ns.compare_exchange_weak(filed, deadline_ns,
+                                                       std::memory_order_seq_cst,  // order: timer
+                                                       std::memory_order_relaxed));
   return true;
+}
+
+void ForgetTimer(WaitBlock& block) {
+  int64_t filed;
+  do {
+    filed = FiledNs(block);
+    if (filed == kNeverNs) return;
+  } while (!block.timer.filed_ns.compare_exchange_weak(filed, kNeverNs,
+                                                       std::memory_order_seq_cst,  // order: timer
+                                                       std::memory_order_relaxed));
 }
 
 int64_t OnTimer(WaitBlock& block, int64_t entry_ns, int64_t now_ns) {
   Atomic<int64_t>& filed_ns = block.timer.filed_ns;
-  if (!filed_ns.compare_exchange_strong(entry_ns, kNeverNs,
+  if (!filed_ns.compare_exchange_strong(entry_ns, DeadlineTimer::kBusyNs,
                                         std::memory_order_seq_cst,  // order: timer
                                         std::memory_order_relaxed)) {
     return kNeverNs;
@@ -72,20 +97,16 @@ int64_t OnTimer(WaitBlock& block, int64_t entry_ns, int64_t now_ns) {
   // The word first: the claim can only succeed if this very wait was open when its deadline was read.
   const uint64_t word = block.word.Load();
   const int64_t deadline = block.timer.deadline_ns.load(std::memory_order_seq_cst);  // order: timer
-  if (deadline > now_ns) {
-    int64_t nothing = kNeverNs;
-    const bool is_ours = deadline != kNeverNs &&
-                         filed_ns.compare_exchange_strong(nothing, deadline,
-                                                          std::memory_order_seq_cst,  // order: timer
-                                                          std::memory_order_relaxed);
-    return is_ours ? deadline : kNeverNs;
-  }
-  // A wait that opened after the word was read arms after filed_ns was cleared, and is filed by its owner.
-  if (WaitWord::IsOpen(word) && block.word.TryClaim(word)) {
+  const bool is_due = deadline <= now_ns;
+  // A wait that opened after the word was read arms later still, finds nothing filed, and is filed by its owner.
+  const bool is_claimed = is_due && WaitWord::IsOpen(word) && block.word.TryClaim(word);
+  const int64_t later = is_due ? kNeverNs : deadline;
+  filed_ns.store(later, std::memory_order_seq_cst);  // order: timer
+  if (is_claimed) {
     block.outcome = kOutcomeDeadline;
     Unpark(block);
   }
-  return kNeverNs;
+  return later;
 }
 
 }  // namespace fiber::internal

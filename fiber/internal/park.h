@@ -95,6 +95,9 @@ void Unpark(WaitBlock& block);
 [[nodiscard]] bool TryFile(WaitBlock& block, int64_t deadline_ns, int64_t lateness_ns,
                            bool is_lateness_tolerable);
 
+// The block's fiber has ended: no entry counts any more. By its worker.
+void ForgetTimer(WaitBlock& block);
+
 // An entry (block, entry_ns) is due. If it counts: claims the wait and unparks it if its deadline has passed at `now_ns`;
 // if the deadline is still to come, returns it, and the caller files an entry under it. Otherwise kNeverNs.
 int64_t OnTimer(WaitBlock& block, int64_t entry_ns, int64_t now_ns);

@@ -90,14 +90,17 @@ struct Waiter {
 // any more are ignored when they fall due, and may be dropped.
 //
 //   owner, arming                                   scheduler, when an entry falls due (OnTimer)
-//   store the wish                                  CAS filed_ns: the entry's deadline → never; else it does not count
+//   store the wish                                  CAS filed_ns: the entry's deadline → Busy; else it does not count
 //   filed early enough (TryFile)? then done         load the wish
-//   else CAS filed_ns → the wish, and file it       still to come: CAS filed_ns: never → the wish, and file it
+//   else CAS filed_ns → the wish, and file it       still to come: filed_ns = the wish, and file it; else filed_ns = never
+//
+// Busy shuts out the owner, which waits a few instructions. When a fiber ends, nothing counts any more (ForgetTimer): the
+// block may next serve a fiber of another runtime, and this one's wheels, with what they hold, may go.
 //
 // order: timer — all of these are seq_cst: the owner's store and load, the scheduler's CAS and load are a store-load
-// pair, so either the owner sees that nothing is filed, or the scheduler sees the wish. Both file by a CAS on filed_ns,
-// so the entry that counts is never later than the wish (but for what the owner's tolerance allows).
+// pair, so either the owner finds the entry taken, or the scheduler sees the wish.
 struct DeadlineTimer {
+  static constexpr int64_t kBusyNs = INT64_MIN;
   Atomic<int64_t> deadline_ns{kNeverNs};
   Atomic<int64_t> filed_ns{kNeverNs};
 };
