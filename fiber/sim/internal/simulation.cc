@@ -94,14 +94,6 @@ void Simulation::Run(absl::FunctionRef<void()> body, std::source_location site) 
       OnStuck(/*is_livelock=*/false);
     }
   }
-
-  // The blocks go on to others, who would take these timers for filed.
-  for (const auto& [when, block] : timers_) due_.push_back({block, when.first});
-  for (Entry& entry : due_) {
-    entry.block->timer.filed_ns.compare_exchange_strong(entry.deadline_ns, kNeverNs,
-                                                        std::memory_order_seq_cst,  // order: timer
-                                                        std::memory_order_relaxed);
-  }
   fiber::internal::StopBeingWorker(thread_);
 }
 
@@ -120,7 +112,7 @@ Simulation::Choice Simulation::Choose(ThreadState& thread, WaitBlock* spare, boo
     if (chosen < runnable_.size()) {
       *next = TakeAt(runnable_, chosen);
       if ((*next)->state.load(std::memory_order_relaxed) == State::kNew &&
-          !Bind(thread, **next, spare)) {
+          !fiber::internal::BindStack(thread, **next, spare)) {
         continue;  // it waits for a stack
       }
       return Choice::kFiber;
@@ -130,15 +122,6 @@ Simulation::Choice Simulation::Choose(ThreadState& thread, WaitBlock* spare, boo
     const int64_t again_ns = fiber::internal::OnTimer(*entry.block, entry.deadline_ns, NowNs());
     if (again_ns != kNeverNs) FileTimer({entry.block, again_ns});
   }
-}
-
-bool Simulation::Bind(ThreadState& thread, Record& fiber, WaitBlock* spare) {
-  if (!fiber::internal::BindStack(thread, fiber, spare)) return false;
-  // An entry of a fiber that had the block before does not count: another scheduler, on another
-  // clock, may have it.
-  fiber.block.load(std::memory_order_relaxed)
-      ->timer.filed_ns.store(kNeverNs, std::memory_order_seq_cst);  // order: timer
-  return true;
 }
 
 void Simulation::FileTimer(Entry entry) {

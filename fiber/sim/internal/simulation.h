@@ -74,7 +74,6 @@ class Simulation final : public Scheduler {
   // kFiber: *next.
   Choice Choose(ThreadState& thread, WaitBlock* spare, bool may_stay, Record** next);
   bool IsOutOfSteps() const { return steps_ >= step_limit_; }
-  bool Bind(ThreadState& thread, Record& fiber, WaitBlock* spare);
   void FileTimer(Entry entry);
   // To the earliest timer. False: there is none.
   bool JumpClock();
