@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fiber/semaphore.h"
 
+#include <algorithm>
 #include <atomic>
 #include <climits>
 #include <memory>
