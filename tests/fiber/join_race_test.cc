@@ -15,6 +15,7 @@
 #include "fiber/internal/atomic.h"
 #include "fiber/internal/record.h"
 #include "fiber/internal/sanitizer.h"
+#include "fiber/internal/spin_lock.h"
 #include "fiber/this_fiber.h"
 #include "gtest/gtest.h"
 #include "sched/run.h"
@@ -45,6 +46,10 @@ INSTANTIATE_TEST_SUITE_P(Workers, JoinRaceTest, testing::Values(1, 2, 4));
 void Delay(int round) {
   for (int i = 0; i < round % 97 * 4; ++i) internal::CpuRelax();
 }
+// In steps of about a nanosecond.
+void FineDelay(int steps) {
+  for (int i = 0; i < steps; ++i) asm volatile("" ::: "memory");
+}
 
 // A value that counts its end, and parks first.
 struct Parks {
@@ -65,16 +70,22 @@ struct Parks {
 // publishes Done, or discards          discards, if Done was published
 TEST_P(JoinRaceTest, DetachRacingTheEndDiscardsTheOutcomeOnce) {
   std::atomic<int> ended{0};
-  sched::Run(Options(), [&ended] {
-    for (int i = 0; i < kRounds; ++i) {
-      auto child = Spawn([&ended] { return Parks(&ended); });
-      if (i % 4 != 0) Yield();
-      Delay(i);
-      child.Detach();
-    }
-    while (ended.load(std::memory_order_relaxed) < kRounds) Yield();
-  });
-  EXPECT_EQ(ended.load(std::memory_order_relaxed), kRounds);
+  sched::Runtime runtime(Options());
+  for (int i = 0; i < kRounds; ++i) {
+    std::atomic<bool> is_ending{false};
+    auto child = runtime.Spawn([&ended, &is_ending, i] {
+      is_ending.store(true, std::memory_order_release);
+      FineDelay(i % 401);
+      return Parks(&ended);
+    });
+    // This thread is another than the worker's, so that it comes while the fiber ends.
+    internal::Backoff backoff;
+    while (!is_ending.load(std::memory_order_acquire)) backoff.Pause();
+    FineDelay(i % 13 * 8);
+    child.Detach();
+  }
+  internal::Backoff backoff;
+  while (ended.load(std::memory_order_relaxed) < kRounds) backoff.Pause();
 }
 
 TEST_P(JoinRaceTest, JoinRacingTheEndGetsTheValue) {
