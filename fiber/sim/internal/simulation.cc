@@ -110,11 +110,12 @@ Simulation::Choice Simulation::Choose(ThreadState& thread, WaitBlock* spare, boo
     if (count == 0) return Choice::kNobody;
     const size_t chosen = random_.Below(count);
     if (chosen < runnable_.size()) {
-      *next = TakeAt(runnable_, chosen);
-      if ((*next)->state.load(std::memory_order_relaxed) == State::kNew &&
-          !fiber::internal::BindStack(thread, **next, spare)) {
+      Record* fiber = TakeAt(runnable_, chosen);
+      if (fiber->state.load(std::memory_order_relaxed) == State::kNew &&
+          !fiber::internal::BindStack(thread, *fiber, spare)) {
         continue;  // it waits for a stack
       }
+      *next = fiber;
       return Choice::kFiber;
     }
     if (chosen - runnable_.size() == due_.size()) return Choice::kStay;

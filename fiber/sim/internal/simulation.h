@@ -71,7 +71,7 @@ class Simulation final : public Scheduler {
   enum class Choice { kFiber, kStay, kNobody };
 
   // Picks who goes on, the running fiber too if it `may_stay`, and fires the timers picked before.
-  // kFiber: *next.
+  // kFiber: *next, which is left alone otherwise.
   Choice Choose(ThreadState& thread, WaitBlock* spare, bool may_stay, Record** next);
   bool IsOutOfSteps() const { return steps_ >= step_limit_; }
   void FileTimer(Entry entry);
