@@ -67,6 +67,11 @@ class ABSL_LOCKABLE Mutex {
   // yields to it. Never blocks. REQUIRES: it is held
   void unlock() ABSL_UNLOCK_FUNCTION() {
     uint64_t word = word_.Peek();
+    if (word == kHeld) [[likely]] {
+      uint64_t held = kHeld;  // constants, so that the CAS need not wait for the load
+      if (word_.TryGive(held, 0)) return;
+      word = held;
+    }
     if ((word & (kHeld | kWake | internal::StateWord::kQueueLock)) != kHeld ||
         !word_.TryGive(word, word & ~kHeld)) {
       UnlockSlow();
