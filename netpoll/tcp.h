@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// TCP and unix stream sockets.
+// TCP.
 //
 //   absl::StatusOr<netpoll::TcpListener> listener = netpoll::TcpListener::Listen("127.0.0.1:7000");
 //   if (!listener.ok()) return listener.status();
@@ -44,7 +44,7 @@ namespace internal {
 class Descriptor;
 }
 
-// TcpStream is a connected TCP or unix stream socket. Small packets go out at once (TCP_NODELAY). Destroying it closes
+// TcpStream is a connected TCP socket, or any other stream socket that was adopted. Small packets go out at once (TCP_NODELAY). Destroying it closes
 // it, without waiting for what is still on its way out: SO_LINGER is left as the system has it.
 //
 //   absl::StatusOr<netpoll::TcpStream> stream = netpoll::TcpStream::Connect("127.0.0.1:7000", absl::Seconds(1));
@@ -56,12 +56,12 @@ class TcpStream final : public Stream {
  public:
   // Connects to `host_port`, an address as Address::Parse reads it. Parks the fiber until the peer has answered.
   // kUnavailable: refused or unreachable, ErrnoOf() says which; kDeadlineExceeded, kCancelled; kInvalidArgument: not an
-  // address (names are not resolved); kResourceExhausted: descriptors, ports, memory, epoll watches: the message names
+  // address (names are not resolved yet); kResourceExhausted: descriptors, ports, memory, epoll watches: the message names
   // the limit; kFailedPrecondition: called from a plain thread.
   static absl::StatusOr<TcpStream> Connect(std::string_view host_port, fiber::Deadline deadline = {});
   static absl::StatusOr<TcpStream> Connect(const Address& address, fiber::Deadline deadline = {});
 
-  // Takes over a connected stream socket that was made elsewhere (socketpair, inherited) and makes it non-blocking. It
+  // Takes over a connected stream socket that was made elsewhere (a unix socket, an inherited one) and makes it non-blocking. It
   // stays the caller's on an error. Never blocks. kInvalidArgument: not a stream socket; kResourceExhausted: epoll
   // watches, memory; kFailedPrecondition: called from a plain thread.
   static absl::StatusOr<TcpStream> Adopt(int fd);
@@ -109,10 +109,10 @@ struct ListenOptions {
   bool ipv6_only = false;   // an IPv6 listener takes no IPv4 connections
 };
 
-// TcpListener is a listening TCP or unix socket. Several fibers may accept from it at once.
+// TcpListener is a listening TCP socket. Several fibers may accept from it at once.
 //
 // When the process runs out of descriptors, Accept() waits until some come back instead of failing: nothing that the
-// kernel has accepted is dropped, and one line in the log names the limit. The file of a unix address stays behind.
+// kernel has accepted is dropped, and one line in the log names the limit.
 class TcpListener final : public Listener {
  public:
   // Listens on `address`, as Address::Parse reads it; port 0 is a free one, which local() tells. Never blocks.

@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/time.h"
 #include "fiber/this_fiber.h"
 #include "fiber/wait_reason.h"
 #include "netpoll/internal/descriptor.h"
@@ -60,23 +59,6 @@ class ScopedFd {
   int fd_;
 };
 
-// A unix listener whose backlog is full says so, and tells nobody when it no longer is.
-absl::Status StartConnecting(int fd, const Address& address, Deadline deadline, bool* is_pending) {
-  absl::Duration pause = absl::Milliseconds(1);
-  for (;;) {
-    const int result = internal::Connect(fd, address.data(), address.size());
-    // Interrupted, it goes on in the background like any other.
-    *is_pending = result == -EINPROGRESS || result == -EINTR;
-    if (result == 0 || *is_pending) return absl::OkStatus();
-    if (result != -EAGAIN || address.family() != AF_UNIX) return ConnectStatus(-result, address);
-    if (absl::Status status = fiber::Sleep(Deadline::Earlier(deadline, pause)); !status.ok()) {
-      return status;
-    }
-    if (deadline.is_past()) return absl::DeadlineExceededError("deadline exceeded");
-    pause = std::min(2 * pause, absl::Milliseconds(50));
-  }
-}
-
 // Waits until the connection is there.
 absl::Status FinishConnecting(Descriptor& descriptor, const Address& address, Deadline deadline) {
   FlowLock lock(descriptor, Direction::kWrite, WaitReason::kConnect, deadline);
@@ -98,8 +80,8 @@ absl::Status FinishConnecting(Descriptor& descriptor, const Address& address, De
 bool IsConnectedToItself(int fd, const Address& address) {
   sockaddr_storage local{};
   socklen_t size;
-  return address.family() != AF_UNIX && internal::GetLocal(fd, &local, &size) == 0 &&
-         size == address.size() && memcmp(&local, address.data(), size) == 0;
+  return internal::GetLocal(fd, &local, &size) == 0 && size == address.size() &&
+         memcmp(&local, address.data(), size) == 0;
 }
 
 }  // namespace
@@ -108,7 +90,7 @@ absl::StatusOr<TcpStream> TcpStream::Connect(std::string_view host_port, Deadlin
   absl::StatusOr<Address> address = Address::Parse(host_port);
   if (!address.ok()) {
     return absl::InvalidArgumentError(absl::StrCat(
-        std::string(address.status().message()), " (names are not resolved, only addresses)"));
+        std::string(address.status().message()), " (which does not resolve them yet)"));
   }
   return Connect(*address, deadline);
 }
@@ -116,27 +98,28 @@ absl::StatusOr<TcpStream> TcpStream::Connect(std::string_view host_port, Deadlin
 absl::StatusOr<TcpStream> TcpStream::Connect(const Address& address, Deadline deadline) {
   absl::StatusOr<Poller*> poller = Poller::OfCaller();
   if (!poller.ok()) return poller.status();
-  const bool is_unix = address.family() == AF_UNIX;
   constexpr int kTries = 3;
   for (int i = 1;; ++i) {
     if (absl::Status status = fiber::CheckCancelled(); !status.ok()) return status;
     if (deadline.is_past()) return absl::DeadlineExceededError("deadline exceeded");
     ScopedFd fd(internal::Socket(address.family()));
     if (fd.get() < 0) return ErrnoStatus(-fd.get(), "socket for", address.ToString());
-    if (!is_unix) {
-      const int error = internal::SetOption(fd.get(), IPPROTO_TCP, TCP_NODELAY, 1);
-      if (error < 0) return ErrnoStatus(-error, "set TCP_NODELAY");
+    if (const int error = internal::SetOption(fd.get(), IPPROTO_TCP, TCP_NODELAY, 1); error < 0) {
+      return ErrnoStatus(-error, "set TCP_NODELAY");
     }
-    bool is_pending;
     // Before it is watched: an unconnected socket counts as hung up.
-    absl::Status status = StartConnecting(fd.get(), address, deadline, &is_pending);
-    if (!status.ok()) return status;
-    absl::StatusOr<Descriptor*> descriptor = Descriptor::Create(**poller, fd.get(), !is_unix);
+    const int result = internal::Connect(fd.get(), address.data(), address.size());
+    // Interrupted, it goes on in the background like any other.
+    const bool is_pending = result == -EINPROGRESS || result == -EINTR;
+    if (result < 0 && !is_pending) return ConnectStatus(-result, address);
+    absl::StatusOr<Descriptor*> descriptor = Descriptor::Create(**poller, fd.get(), true);
     if (!descriptor.ok()) return descriptor.status();
     (void)fd.Take();
     TcpStream stream(*descriptor);
-    if (is_pending) status = FinishConnecting(**descriptor, address, deadline);
-    if (!status.ok()) return status;
+    if (is_pending) {
+      absl::Status status = FinishConnecting(**descriptor, address, deadline);
+      if (!status.ok()) return status;
+    }
     if (!IsConnectedToItself((*descriptor)->fd(), address)) return stream;
     if (i == kTries) return ConnectStatus(ECONNREFUSED, address);
   }

@@ -89,7 +89,7 @@ absl::StatusOr<Descriptor*> AcceptDescriptor(Descriptor& listener, Deadline dead
     absl::Status status;
     if (fd >= 0) {
       absl::StatusOr<Descriptor*> accepted =
-          Descriptor::Create(PollerFor(listener), fd, listener.is_tcp());
+          Descriptor::Create(PollerFor(listener), fd, true);
       if (accepted.ok()) return accepted;
       status = accepted.status();
       if (!internal::IsExhaustion(ErrnoOf(status))) {
@@ -114,18 +114,14 @@ absl::StatusOr<Descriptor*> AcceptDescriptor(Descriptor& listener, Deadline dead
 }
 
 absl::Status SetUp(int fd, const Address& address, const ListenOptions& options) {
-  const bool is_unix = address.family() == AF_UNIX;
   const auto set = [&](int level, int name, int value, const char* what) {
     const int error = internal::SetOption(fd, level, name, value);
     return error < 0 ? ErrnoStatus(-error, what) : absl::OkStatus();
   };
-  absl::Status status;
-  if (!is_unix) {
-    // A port whose old connections linger in TIME_WAIT is no less free.
-    status.Update(set(SOL_SOCKET, SO_REUSEADDR, 1, "set SO_REUSEADDR"));
-    // Accepted sockets inherit it.
-    status.Update(set(IPPROTO_TCP, TCP_NODELAY, 1, "set TCP_NODELAY"));
-  }
+  // A port whose old connections linger in TIME_WAIT is no less free.
+  absl::Status status = set(SOL_SOCKET, SO_REUSEADDR, 1, "set SO_REUSEADDR");
+  // Accepted sockets inherit it.
+  status.Update(set(IPPROTO_TCP, TCP_NODELAY, 1, "set TCP_NODELAY"));
   if (options.reuse_port) status.Update(set(SOL_SOCKET, SO_REUSEPORT, 1, "set SO_REUSEPORT"));
   if (address.family() == AF_INET6) {
     status.Update(set(IPPROTO_IPV6, IPV6_V6ONLY, options.ipv6_only ? 1 : 0, "set IPV6_V6ONLY"));
@@ -155,8 +151,7 @@ absl::StatusOr<TcpListener> TcpListener::Listen(const Address& address, ListenOp
   if (fd < 0) return ErrnoStatus(-fd, "socket for", address.ToString());
   absl::Status status = SetUp(fd, address, options);
   if (status.ok()) {
-    absl::StatusOr<Descriptor*> descriptor =
-        Descriptor::Create(**poller, fd, address.family() != AF_UNIX);
+    absl::StatusOr<Descriptor*> descriptor = Descriptor::Create(**poller, fd, true);
     if (descriptor.ok()) return TcpListener(*descriptor);
     status = descriptor.status();
   }

@@ -91,7 +91,6 @@ class alignas(128) Descriptor {
   // The following need a reference.
   int fd() const { return fd_; }
   Poller& poller() const { return *poller_; }
-  bool is_tcp() const { return is_tcp_; }
   // Whether a short read has emptied it.
   bool short_read_drains() const {
     return is_tcp_ && sticky_.load(std::memory_order_relaxed) == 0;

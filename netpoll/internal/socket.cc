@@ -44,11 +44,9 @@ Address LocalAddress(Descriptor* descriptor) {
 }
 
 std::string PeerText(int fd) {
-  sockaddr_storage storage{};
-  socklen_t size;
-  if (GetPeer(fd, &storage, &size) == 0) return FromKernel(0, storage, size).ToString();
-  if (GetLocal(fd, &storage, &size) == 0) {
-    return absl::StrCat("the peer of ", FromKernel(0, storage, size).ToString());
+  if (const Address peer = PeerOf(fd); peer.size() != 0) return peer.ToString();
+  if (const Address local = LocalOf(fd); local.size() != 0) {
+    return absl::StrCat("the peer of ", local.ToString());
   }
   return "a socket";
 }

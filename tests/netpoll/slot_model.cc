@@ -69,12 +69,17 @@ using netpoll::internal::PollSlot;
 
 constexpr uint32_t kDeadlineOutcome = 1000;
 
+namespace {
+// As in the real thing, a block is never given back: its numbers go on from one socket to the next.
+fiber::internal::WaitBlock the_block;
+}  // namespace
+
 struct Socket::State {
   PollSlot slot;
   PollSlot other;
   int tokens = 0;
   Atomic<bool> is_closed{false};
-  fiber::internal::WaitBlock& block = *new fiber::internal::WaitBlock;  // type-stable: never given back
+  fiber::internal::WaitBlock& block = the_block;
 
   Outcome WaitIn(PollSlot& slot, bool looks_for_close);
 };

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Kernels that refuse something: older ones, and seccomp's.
+#include <errno.h>
+#include <sys/epoll.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "fiber/deadline.h"
+#include "fiber/go.h"
+#include "gtest/gtest.h"
+#include "netpoll/error.h"
+#include "netpoll/internal/descriptor_slab.h"
+#include "netpoll/tcp.h"
+#include "sched/run.h"
+#include "tests/netpoll/seccomp.h"
+#include "tests/netpoll/sockets.h"
+
+namespace netpoll_test {
+namespace {
+
+using netpoll::ReadFull;
+using netpoll::TcpListener;
+using netpoll::TcpStream;
+
+// In child processes, since there is no way back. They say how it went by their status.
+constexpr int kFine = 0;
+constexpr int kCannotTest = 77;
+
+template <class F>
+void InChild(F body) {
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    const int result = body();
+    fflush(nullptr);
+    _exit(result);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
+  if (WEXITSTATUS(status) == kCannotTest) GTEST_SKIP() << "seccomp is refused here";
+  EXPECT_EQ(WEXITSTATUS(status), kFine);
+}
+
+TEST(RefusalTest, WithoutEpollPwait2TimeIsKeptInMilliseconds) {
+  for (const int error : {ENOSYS, EPERM}) {
+    InChild([error] {
+      if (!RefuseSyscall(SYS_epoll_pwait2, -1, error)) return kCannotTest;
+      return sched::Run({.workers = 1}, [] {
+        StreamPair pair = Connected();
+        const absl::Duration start = fiber::Now();
+        char buffer[4];
+        const absl::Status status = pair.client.Read(buffer, absl::Microseconds(1500)).status();
+        const absl::Duration took = fiber::Now() - start;
+        if (!absl::IsDeadlineExceeded(status)) return 1;
+        if (took < absl::Microseconds(1500) || took > absl::Seconds(1)) return 2;
+        auto echo = fiber::Spawn([&] { return ReadFull(pair.server, buffer).ok(); });
+        WaitUntilParked(echo);
+        if (!pair.client.Write("ping").ok()) return 3;
+        return echo.Join() ? kFine : 4;
+      });
+    });
+  }
+}
+
+TEST(RefusalTest, WithoutWatchesThereIsNoSocketAndNothingIsLeftBehind) {
+  InChild([] {
+    return sched::Run({.workers = 1}, [] {
+      TcpListener listener = ListenOnLoopback();
+      RawSocket peer = RawSocket::ConnectTo(listener.local());
+      const size_t records = netpoll::internal::DescriptorSlab::CountInUse();
+      const int descriptors = OpenDescriptors();
+      if (!RefuseSyscall(SYS_epoll_ctl, EPOLL_CTL_ADD, ENOSPC)) return kCannotTest;
+      for (const absl::Status& status : {TcpStream::Connect(listener.local()).status(),
+                                         TcpListener::Listen("127.0.0.1:0").status()}) {
+        if (!absl::IsResourceExhausted(status)) return 1;
+        if (netpoll::ErrnoOf(status) != ENOSPC) return 2;
+        if (status.message().find("max_user_watches") == absl::string_view::npos) return 3;
+      }
+      if (OpenDescriptors() != descriptors) return 4;
+      if (netpoll::internal::DescriptorSlab::CountInUse() != records) return 5;
+      // A connection that was accepted is kept until it can be watched, or the listener is closed.
+      for (int i = 0; i < 2; ++i) {
+        if (!absl::IsDeadlineExceeded(listener.Accept(absl::Milliseconds(30)).status())) return 6;
+        if (OpenDescriptors() != descriptors + 1) return 7;
+      }
+      listener.Close();
+      if (OpenDescriptors() != descriptors - 1) return 8;
+      return kFine;
+    });
+  });
+}
+
+TEST(RefusalTest, WithoutAnEpollInstanceTheLimitIsNamed) {
+  InChild([] {
+    if (!RefuseSyscall(SYS_epoll_create1, -1, EMFILE)) return kCannotTest;
+    return sched::Run({.workers = 1}, [] {
+      const absl::Status status = TcpListener::Listen("127.0.0.1:0").status();
+      if (!absl::IsResourceExhausted(status)) return 1;
+      return status.message().find("RLIMIT_NOFILE") != absl::string_view::npos ? kFine : 2;
+    });
+  });
+}
+
+}  // namespace
+}  // namespace netpoll_test
