@@ -37,7 +37,7 @@ bool Trimmer::Look(Record& fiber) {
     return false;
   }
   // A block outlives its fiber, so this look before holding is safe; what it says is looked at again.
-  const auto is_seen = [&fiber](const WaitBlock& block) {
+  const auto is_seen = [](const WaitBlock& block) {
     return block.trimmed_word.load(std::memory_order_relaxed) == block.word.Load();
   };
   const WaitBlock* block = fiber.block.load(std::memory_order_acquire);  // order: owner
