@@ -185,7 +185,7 @@ class Rounds {
 #if defined(__SANITIZE_THREAD__)
 constexpr int kRounds = 3000;
 #else
-constexpr int kRounds = 20000;
+constexpr int kRounds = 10000;
 #endif
 
 // worker, after the switch   unparker
