@@ -175,7 +175,10 @@ bool Core::TakeNextForYield(ThreadState& thread, Record** next) {
 
 void Core::ArmTimer(ThreadState& thread, WaitBlock& block, int64_t deadline_ns) {
   constexpr int64_t kLate = TimerQueue::kLatenessNs;
-  if (block.timer.filed_ns.load(std::memory_order_seq_cst) <= deadline_ns - kLate) return;  // order: timer
+  const int64_t filed = block.timer.filed_ns.load(std::memory_order_seq_cst);  // order: timer
+  // Busy is less than any: whoever looks at the entry may have read the wish before this one. TryFile waits for it.
+  constexpr int64_t kBusy = fiber::internal::DeadlineTimer::kBusyNs;
+  if (filed != kBusy && filed <= deadline_ns - kLate) return;
   const int64_t now = fiber::internal::MonotonicNs();
   // A wait of 64 times that may be as late anyway (a sixty-fourth of its length).
   if (!TryFile(block, deadline_ns, kLate, deadline_ns - now >= 64 * kLate)) return;
