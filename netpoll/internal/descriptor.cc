@@ -52,8 +52,8 @@ absl::StatusOr<Descriptor*> Descriptor::Create(Poller& poller, int fd, bool is_t
   (void)self.state_.LockQueue();
   self.state_.UnlockQueue(kHasOwner);
   if (absl::Status status = poller.Add(self); !status.ok()) {
-    self.Change(kClosing | kClosed, kHasOwner);
-    self.Recycle();
+    self.fd_ = -1;  // remains the caller's
+    self.Drop();
     return status;
   }
   if (poller.is_stopped()) self.Orphan(poller);
@@ -299,6 +299,12 @@ FlowLock::FlowLock(Descriptor& descriptor, Direction direction, WaitReason reaso
   if (!descriptor.TryLock(direction)) [[unlikely]] {
     status_ = descriptor.LockSlow(direction, reason, deadline);
     if (!status_.ok()) return;
+    has_lock_ = true;
+    // Handed over between Close()'s first step and its look at the queues.
+    if (descriptor.is_closing()) {
+      status_ = ClosedStatus();
+      return;
+    }
   }
   has_lock_ = true;
   if (const fiber::internal::Record* self = ThisThread().current; self != nullptr) {
