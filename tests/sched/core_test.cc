@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sched/internal/core.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <future>
+#include <memory>
+#include <thread>
+
+#include "absl/time/time.h"
+#include "fiber/internal/record.h"
+#include "fiber/internal/thread_state.h"
+#include "fiber/this_fiber.h"
+#include "gtest/gtest.h"
+#include "sched/internal/install.h"
+#include "sched/run.h"
+
+namespace sched::internal {
+namespace {
+
+using fiber::internal::DeadlineTimer;
+using fiber::internal::WaitBlock;
+
+TEST(CoreTest, ATimeoutArmedWhileAnOldEntryIsLookedAtIsNotTakenForFiled) {
+  std::promise<void> ended;
+  std::thread runtime([&] {
+    sched::Run({.workers = 1}, [&] {
+      WaitBlock& block = *fiber::internal::ThisThread().current->block.load(std::memory_order_acquire);
+      // A scheduler that looks at an old entry has read the wish, "never", and is yet to say so.
+      block.timer.filed_ns.store(DeadlineTimer::kBusyNs, std::memory_order_seq_cst);
+      std::thread scheduler([&block] {
+        while (block.timer.deadline_ns.load(std::memory_order_seq_cst) == kNeverNs) {
+          std::this_thread::yield();
+        }
+        block.timer.filed_ns.store(kNeverNs, std::memory_order_seq_cst);
+      });
+      EXPECT_TRUE(fiber::Sleep(absl::Milliseconds(10)).ok());
+      scheduler.join();
+    });
+    ended.set_value();
+  });
+  if (ended.get_future().wait_for(std::chrono::seconds(60)) != std::future_status::ready) {
+    fputs("the sleeper never woke: its timeout is filed nowhere\n", stderr);
+    std::quick_exit(1);
+  }
+  runtime.join();
+}
+
+}  // namespace
+}  // namespace sched::internal
