@@ -292,6 +292,9 @@ EventSource* Core::InstallEventSource(std::unique_ptr<EventSource> (*make)()) {
   if (owned_source_ == nullptr) return nullptr;
   installed_source_.store(owned_source_.get(), std::memory_order_seq_cst);  // order: source
   for (uint32_t i = 0; i < worker_count(); ++i) futex_source_.Interrupt();
+  // A waker that loaded the old source before the store may interrupt it when its sleeper is on the new one already: this
+  // is for that sleeper. Its grant came before the store, so whoever this wakes takes it.
+  owned_source_->Interrupt();
   return owned_source_.get();
 }
 

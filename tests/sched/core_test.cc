@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sched/internal/core.h"
 
+#include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <future>
@@ -20,6 +22,32 @@ namespace {
 
 using fiber::internal::DeadlineTimer;
 using fiber::internal::WaitBlock;
+
+// A futex source that counts its interrupts.
+class CountingSource final : public EventSource {
+ public:
+  void Poll(int64_t deadline_ns) override { source_.Poll(deadline_ns); }
+  void Interrupt() override {
+    interrupts.fetch_add(1, std::memory_order_seq_cst);
+    source_.Interrupt();
+  }
+  static inline std::atomic<int> interrupts{0};
+
+ private:
+  FutexSource source_;
+};
+
+TEST(CoreTest, AFreshEventSourceIsInterruptedForWhoeverWasMeantByAnInterruptOfTheOldOne) {
+  sched::Run({.workers = 1}, [] {
+    // The only worker runs this very fiber, and nobody else touches the runtime: nobody is woken for another reason.
+    ASSERT_NE(InstalledEventSource(fiber::internal::ThisThread().scheduler,
+                                   []() -> std::unique_ptr<EventSource> {
+                                     return std::make_unique<CountingSource>();
+                                   }),
+              nullptr);
+    EXPECT_EQ(CountingSource::interrupts.load(std::memory_order_seq_cst), 1);
+  });
+}
 
 TEST(CoreTest, ATimeoutArmedWhileAnOldEntryIsLookedAtIsNotTakenForFiled) {
   std::promise<void> ended;
