@@ -133,7 +133,10 @@ class Idle {
                                        std::memory_order_relaxed);
   }
 
-  uint32_t idle() const { return IdleOf(word_.load(std::memory_order_relaxed)); }
+  // Also read after pushes, to spare the rest when nobody is idle: hence as strong as TryWake's.
+  uint32_t idle() const {
+    return IdleOf(word_.load(std::memory_order_seq_cst));  // order: idle-wake
+  }
 
  private:
   static constexpr uint64_t kIdle = 1;
