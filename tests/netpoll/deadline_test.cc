@@ -137,9 +137,8 @@ TEST_P(DeadlineTest, TheEarlierOfCallAndStreamHolds) {
 TEST_P(DeadlineTest, MovedToThePastWakesAtOnce) {
   Run([] {
     StreamPair pair = Connected();
-    FillUp(pair.client);
     auto reader = fiber::Spawn([&] { return ReadByte(pair.client); });
-    auto writer = fiber::Spawn([&] { return pair.client.Write("x").status; });
+    auto writer = fiber::Spawn([&] { return pair.client.Write(MoreThanFits()).status; });
     WaitUntilParked(reader);
     WaitUntilParked(writer);
     pair.client.SetReadDeadline(kPast);
@@ -207,11 +206,10 @@ TEST_P(DeadlineTest, OneThatDidNotExpireLeavesNothingForTheNextCall) {
 TEST_P(DeadlineTest, AWriteSaysHowMuchWentOut) {
   Run([] {
     StreamPair pair = Connected();
-    const std::string large(64 << 20, 'x');
-    const IoResult sent = pair.client.Write(large, absl::Milliseconds(50));
+    const IoResult sent = pair.client.Write(MoreThanFits(), absl::Milliseconds(50));
     EXPECT_TRUE(absl::IsDeadlineExceeded(sent.status)) << sent.status;
     EXPECT_GT(sent.bytes, 0u);
-    EXPECT_LT(sent.bytes, large.size());
+    EXPECT_LT(sent.bytes, MoreThanFits().size());
     pair.client.Close();
     EXPECT_EQ(Drain(pair.server), sent.bytes);
   });
@@ -315,12 +313,11 @@ TEST_P(DeadlineTest, ConnectHasThemToo) {
 TEST_P(DeadlineTest, CancelEndsEveryCallThatWaits) {
   Run([] {
     StreamPair pair = Connected();
-    FillUp(pair.client);
     TcpListener listener = ListenOnLoopback();
     FullListener full;
     std::vector<fiber::JoinHandle<absl::Status>> waiting;
     waiting.push_back(fiber::Spawn([&] { return ReadByte(pair.client); }));
-    waiting.push_back(fiber::Spawn([&] { return pair.client.Write("x").status; }));
+    waiting.push_back(fiber::Spawn([&] { return pair.client.Write(MoreThanFits()).status; }));
     waiting.push_back(fiber::Spawn([&] { return listener.Accept().status(); }));
     waiting.push_back(fiber::Spawn([&] { return TcpStream::Connect(full.address()).status(); }));
     for (auto& handle : waiting) WaitUntilParked(handle);
