@@ -170,7 +170,7 @@ bool Core::TakeNextForYield(ThreadState& thread, Record** next) {
     return true;
   }
   *next = worker.TakeLocal(nullptr);
-  return *next != nullptr;
+  return *next != nullptr || inject_.size() > 0;  // those from outside go first, also by way of the thread's own stack
 }
 
 void Core::ArmTimer(ThreadState& thread, WaitBlock& block, int64_t deadline_ns) {

@@ -122,7 +122,8 @@ Record* Worker::TakeLocal(WaitBlock* spare) {
       AddOne(queue_.runs);
       return fiber;
     }
-    if (tick_ % kUnstartedShare == 0) fiber = queue_.unstarted.TakeOldest();
+    // Not by ticks: a fiber that starts and joins others in a loop may leave every eighth to the next-slot.
+    if (++turns_ % kUnstartedShare == 0) fiber = queue_.unstarted.TakeOldest();
     if (fiber == nullptr) fiber = queue_.ring.Pop();
     if (fiber == nullptr) fiber = queue_.unstarted.TakeNewest();
     if (fiber == nullptr) {
@@ -188,9 +189,14 @@ Record* Worker::Maintain() {
   return TakeOneShared();
 }
 
-// One fiber queued from outside, so that a worker with plenty of its own does not forget them.
+// One fiber queued from outside, so that a worker with plenty of its own does not forget them. From either queue by turns:
+// fibers that yield in a loop keep the inject queue from ever being empty.
 Record* Worker::TakeOneShared() {
   size_t count;
+  is_unstarted_turn_ = !is_unstarted_turn_;
+  if (is_unstarted_turn_) {
+    if (Record* fiber = Bound(core_.unstarted().Take(1, &count)); fiber != nullptr) return fiber;
+  }
   if (Record* fiber = core_.inject().Take(1, &count); fiber != nullptr) return fiber;
   return Bound(core_.unstarted().Take(1, &count));
 }

@@ -50,7 +50,7 @@ class Worker {
   // A chain of next-slot runs is one time slice: it ends after so many, so that two fibers that wake each other do not
   // keep out the others.
   static constexpr uint32_t kMostNextRuns = 32;
-  // Every so many rounds an unstarted fiber goes before the ring, the oldest, so that neither starves.
+  // Every so many rounds (next-slot runs apart) an unstarted fiber goes before the ring, the oldest, so that neither starves.
   static constexpr uint64_t kUnstartedShare = 8;
   static constexpr size_t kMostTakenAtOnce = 32;
   static constexpr int kSearchRounds = 4;
@@ -79,6 +79,8 @@ class Worker {
   uint64_t maintenance_at_ = 0;
   uint64_t poll_at_ = 0;
   uint32_t next_runs_ = 0;
+  uint64_t turns_ = 0;  // rounds that found no fiber in the next-slot
+  bool is_unstarted_turn_ = false;
   uint64_t random_;
 };
 
