@@ -107,6 +107,7 @@ absl::Status EpollBackend::Add(int fd, uint64_t tag) {
   epoll_event event{};
   event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET;
   event.data.u64 = tag;
+  added_.fetch_add(1, std::memory_order_release);  // order: added
   if (epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, fd, &event) == 0) return absl::OkStatus();
   return ErrnoStatus(errno, "epoll_ctl");
 }
@@ -127,6 +128,7 @@ int EpollBackend::Wait(int64_t deadline_ns, Event* events, int capacity, bool* w
     if (errno == EINTR) return 0;
     Fatal("epoll_wait: %s", strerror(errno));
   }
+  (void)added_.load(std::memory_order_acquire);  // order: added
   int kept = 0;
   for (int i = 0; i < count; ++i) {
     if (collected[i].data.u64 == kKickTag) {

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "fiber/internal/atomic.h"
 #include "netpoll/internal/backend.h"
 
 namespace netpoll::internal {
@@ -29,6 +30,9 @@ class EpollBackend final : public Backend {
 
   const int epoll_fd_;
   const int event_fd_;
+  // order: added — release before a descriptor is added, acquire after events were collected: what its tag leads to is
+  // visible to whoever gets its events. The kernel orders the two anyway, but says so to neither language nor sanitizers.
+  fiber::internal::Atomic<uint64_t> added_{0};
 };
 
 }  // namespace netpoll::internal
