@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Whoever keeps a worker busy leaves the others their turn, counted in rounds of the busy ones: no clock is judged.
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <ostream>
+#include <thread>
+#include <tuple>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "fiber/event.h"
+#include "fiber/go.h"
+#include "fiber/internal/record.h"
+#include "fiber/semaphore.h"
+#include "fiber/this_fiber.h"
+#include "fiber/wait_group.h"
+#include "gtest/gtest.h"
+#include "sched/run.h"
+#include "tests/scale.h"
+
+namespace {
+
+// Who keeps the worker busy.
+enum class Hog { kYielder, kYielders, kPingPong, kTwoPingPongs, kSpawnsAndJoins, kSpawnsAndYields };
+// Whom it must not keep out.
+enum class Guest {
+  kSpawnedBefore,      // in the run queue, and older than what the hogs start
+  kSpawnedOutside,
+  kSpawnedBehindUnparked,  // outside as well, where another was unparked just before
+  kUnparkedInside,     // behind another in the next-slot
+  kUnparkedOutside,
+  kSleeping,
+  kYielding,
+};
+
+std::ostream& operator<<(std::ostream& out, Hog hog) {
+  constexpr const char* kNames[] = {"Yielder",      "Yielders",       "PingPong",
+                                    "TwoPingPongs", "SpawnsAndJoins", "SpawnsAndYields"};
+  return out << kNames[static_cast<int>(hog)];
+}
+std::ostream& operator<<(std::ostream& out, Guest guest) {
+  constexpr const char* kNames[] = {"SpawnedBefore",  "SpawnedOutside",  "SpawnedBehindUnparked",
+                                    "UnparkedInside", "UnparkedOutside", "Sleeping",
+                                    "Yielding"};
+  return out << kNames[static_cast<int>(guest)];
+}
+
+// What a pair of fibers throws to and fro.
+struct Balls {
+  fiber::Semaphore of[2] = {fiber::Semaphore(0), fiber::Semaphore(0)};
+};
+
+// Fibers that are busy until they are stopped, or until they have been for so long that whoever waits for a turn has
+// been forgotten.
+class Hogs {
+ public:
+  explicit Hogs(uint64_t most_rounds) : most_rounds_(most_rounds) {}
+
+  void Start(Hog hog) {
+    switch (hog) {
+      case Hog::kYielder:
+        return StartYielders(1);
+      case Hog::kYielders:
+        return StartYielders(100);
+      case Hog::kPingPong:
+        return StartPair();
+      case Hog::kTwoPingPongs:
+        StartPair();
+        return StartPair();
+      case Hog::kSpawnsAndJoins:
+        return Start([this] {
+          while (Round()) fiber::Spawn([] {}).Join();
+        });
+      case Hog::kSpawnsAndYields:
+        return Start([this] {
+          while (Round()) {
+            fiber::Go([] {});
+            fiber::Yield();
+          }
+        });
+    }
+  }
+  void StopAndJoin() {
+    is_stopped_.store(true);
+    for (auto& fiber : fibers_) fiber.Join();
+  }
+
+  // Rounds are counted from here on, or from when a deadline has passed.
+  void Count() { since_ = rounds_.load(); }
+  void CountFrom(absl::Duration deadline) { count_from_ns_.store(absl::ToInt64Nanoseconds(deadline)); }
+  uint64_t counted() const { return rounds_.load() - since_.load(); }
+
+ private:
+  bool Round() {
+    const uint64_t rounds = rounds_.fetch_add(1) + 1;
+    if (int64_t from = count_from_ns_.load(); from > absl::ToInt64Nanoseconds(fiber::Now())) {
+      since_ = rounds;
+    }
+    if (rounds - since_.load() > most_rounds_) is_stopped_.store(true);
+    return !is_stopped_.load();
+  }
+
+  template <class F>
+  void Start(F fn) {
+    fibers_.push_back(fiber::Spawn(fn));
+  }
+
+  void StartYielders(int count) {
+    for (int i = 0; i < count; ++i) {
+      Start([this] {
+        while (Round()) fiber::Yield();
+      });
+    }
+  }
+
+  void StartPair() {
+    auto balls = std::make_shared<Balls>();
+    for (int side : {0, 1}) {
+      Start([this, balls, side] {
+        bool goes_on = true;
+        while (goes_on) {
+          goes_on = Round();
+          balls->of[1 - side].Release();
+          if (!balls->of[side].Acquire().ok()) return;
+        }
+        balls->of[1 - side].Release();
+      });
+    }
+  }
+
+  const uint64_t most_rounds_;
+  std::vector<fiber::JoinHandle<void>> fibers_;
+  std::atomic<bool> is_stopped_{false};
+  std::atomic<uint64_t> rounds_{0};
+  std::atomic<uint64_t> since_{0};
+  std::atomic<int64_t> count_from_ns_{0};
+};
+
+class FairnessTest : public testing::TestWithParam<std::tuple<int, Hog, Guest>> {
+ protected:
+  ~FairnessTest() override { EXPECT_EQ(fiber::internal::CountRecordsInUse(), 0u) << "leaked fibers"; }
+};
+
+// Runs fn() on a thread from outside, while the worker does nothing: so no round passes unnoticed.
+template <class F>
+void FromOutside(F fn) {
+  std::thread(fn).join();
+}
+
+TEST_P(FairnessTest, AGuestHasItsTurnWithinSomeRoundsOfTheHogs) {
+  const auto [workers, hog, guest] = GetParam();
+  // Two looks at the shared queues, one for each of them; or eight chains of a pair, of 32 runs and 64 rounds each. With
+  // more workers the kernel may stop one in between: then only that nobody is forgotten.
+  const uint64_t most = workers == 1 ? 600 : 50'000'000;
+  sched::Runtime runtime({.workers = workers});
+  for (int repeat = 0; repeat < (workers == 1 ? 20 : 5); ++repeat) {
+    uint64_t waited = 0;
+    runtime
+        .Spawn([&, hog = hog, guest = guest] {
+          Hogs hogs(2 * most);
+          // Alone: only ticks pass, so that what goes by even ticks goes by odd ones another time.
+          for (int i = 0; i < repeat; ++i) fiber::Yield();
+          fiber::Event other, other_parks, unparked, parked, ended;
+          const auto arrive = [&] {
+            waited = hogs.counted();
+            ended.Set();
+          };
+          const auto wait_and_arrive = [&] {
+            parked.Set();
+            EXPECT_TRUE(unparked.Wait().ok());
+            arrive();
+          };
+          if (guest == Guest::kSpawnedBefore) {
+            fiber::Go(arrive);
+            hogs.Start(hog);
+            EXPECT_TRUE(ended.Wait().ok());
+            hogs.StopAndJoin();
+            return;
+          }
+          if (guest == Guest::kUnparkedInside || guest == Guest::kUnparkedOutside) {
+            fiber::Go(wait_and_arrive);
+            EXPECT_TRUE(parked.Wait().ok());
+          }
+          auto displaces = fiber::Spawn([&] {
+            other_parks.Set();
+            (void)other.Wait();
+          });
+          EXPECT_TRUE(other_parks.Wait().ok());
+          hogs.Start(hog);
+          for (int i = 0; i < 10; ++i) fiber::Yield();  // they are under way
+          hogs.Count();
+          switch (guest) {
+            case Guest::kSpawnedBefore:
+              break;
+            case Guest::kSpawnedOutside:
+              FromOutside([&] { runtime.Go(arrive); });
+              break;
+            case Guest::kSpawnedBehindUnparked:
+              FromOutside([&] {
+                other.Set();
+                runtime.Go(arrive);
+              });
+              break;
+            case Guest::kUnparkedInside:
+              unparked.Set();
+              other.Set();
+              break;
+            case Guest::kUnparkedOutside:
+              FromOutside([&] { unparked.Set(); });
+              break;
+            case Guest::kSleeping: {
+              // 1/64 late is allowed.
+              const absl::Duration slept = absl::Microseconds(200);
+              hogs.CountFrom(fiber::Now() + slept + slept / 64);
+              EXPECT_TRUE(fiber::Sleep(slept).ok());
+              arrive();
+              break;
+            }
+            case Guest::kYielding:
+              fiber::Yield();
+              arrive();
+              break;
+          }
+          EXPECT_TRUE(ended.Wait().ok());
+          hogs.StopAndJoin();
+          other.Set();
+          displaces.Join();
+        })
+        .Join();
+    EXPECT_LT(waited, most) << "repeat " << repeat;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Mixes, FairnessTest,
+    testing::Combine(testing::Values(1, 2),
+                     testing::Values(Hog::kYielder, Hog::kYielders, Hog::kPingPong, Hog::kTwoPingPongs,
+                                     Hog::kSpawnsAndJoins, Hog::kSpawnsAndYields),
+                     testing::Values(Guest::kSpawnedBefore, Guest::kSpawnedOutside,
+                                     Guest::kSpawnedBehindUnparked, Guest::kUnparkedInside,
+                                     Guest::kUnparkedOutside, Guest::kSleeping, Guest::kYielding)),
+    [](const auto& info) {
+      std::ostringstream name;
+      name << std::get<0>(info.param) << "Workers" << std::get<1>(info.param) << "Leave"
+           << std::get<2>(info.param);
+      return name.str();
+    });
+
+// Each hog does not only leave others a turn, it leaves them all the same.
+TEST(FairnessTest, ThousandsOfYieldersOnOneWorkerGetOnAlike) {
+  for (int fibers : {10, 1000, 3000}) {  // the last are more than a ring holds
+    std::vector<uint64_t> rounds(static_cast<size_t>(fibers));
+    const uint64_t all = 20 * rounds.size();
+    uint64_t total = 0;  // one worker: one fiber at a time
+    int unstarted = fibers;
+    uint64_t most_before = 500 * rounds.size();  // rounds until all have started
+    sched::Run({.workers = 1}, [&] {
+      fiber::WaitGroup group;
+      group.Add(fibers);
+      for (uint64_t& mine : rounds) {
+        fiber::Go([&] {
+          --unstarted;
+          while (total < all && most_before > 0) {
+            if (unstarted == 0) {
+              ++mine;
+              ++total;
+            } else {
+              --most_before;
+            }
+            fiber::Yield();
+          }
+          group.Done();
+        });
+      }
+      EXPECT_TRUE(group.Wait().ok());
+    });
+    for (uint64_t mine : rounds) {
+      EXPECT_GE(mine, 5u) << fibers;
+      EXPECT_LE(mine, 80u) << fibers;
+    }
+  }
+}
+
+// Go's TestPingPongHog: a pair that hands over by the next-slot leaves others their share, though they only yield.
+TEST(FairnessTest, AHeavyPairAndALightPairShare) {
+  sched::Run({.workers = 1}, [] {
+    bool is_stopped = false;  // one worker: one fiber at a time
+    const auto start_pair = [&is_stopped](uint64_t* exchanges) {
+      auto balls = std::make_shared<Balls>();
+      std::vector<fiber::JoinHandle<void>> pair;
+      for (int side : {0, 1}) {
+        pair.push_back(fiber::Spawn([&is_stopped, exchanges, balls, side] {
+          while (!is_stopped) {
+            ++*exchanges;
+            balls->of[1 - side].Release();
+            if (!balls->of[side].Acquire().ok()) return;
+          }
+          balls->of[1 - side].Release();
+        }));
+      }
+      return pair;
+    };
+    uint64_t heavy = 0;
+    uint64_t light = 0;
+    auto heavy_pair = start_pair(&heavy);
+    auto lights = std::vector<fiber::JoinHandle<void>>();
+    for (int i = 0; i < 2; ++i) {
+      lights.push_back(fiber::Spawn([&] {
+        while (!is_stopped) {
+          ++light;
+          fiber::Yield();
+        }
+      }));
+    }
+    while (heavy + light < 200'000) fiber::Yield();
+    is_stopped = true;
+    for (auto& each : heavy_pair) each.Join();
+    for (auto& each : lights) each.Join();
+    EXPECT_LT(heavy, 150 * light);
+    EXPECT_LT(light, 20 * heavy);
+  });
+}
+
+// One that starts a fiber and yields, for ever, does not fill the memory with fibers that have not started.
+TEST(FairnessTest, ASpawnerThatYieldsIsNotAheadOfItsChildren) {
+  for (int workers : {1, 2}) {
+    const int kSpawns = tests::Scaled(100'000);
+    std::atomic<int> live{0};
+    int most = 0;
+    sched::Run({.workers = workers}, [&] {
+      for (int i = 0; i < kSpawns; ++i) {
+        const int now = live.fetch_add(1) + 1;
+        if (now > most) most = now;
+        fiber::Go([&] { live.fetch_sub(1); });
+        fiber::Yield();
+      }
+    });
+    if (workers == 1) {
+      EXPECT_LE(most, 100);
+    }
+    EXPECT_EQ(live.load(), 0);
+  }
+}
+
+}  // namespace
