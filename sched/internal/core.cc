@@ -160,7 +160,10 @@ void Core::QueueYielded(Record& fiber) {
 
 Record* Core::TakeNext(ThreadState& thread, WaitBlock* spare) {
   Worker& worker = *static_cast<Worker*>(thread.worker);
-  return worker.is_maintenance_due() ? nullptr : worker.TakeLocal(spare);
+  if (worker.is_maintenance_due()) return nullptr;
+  Record* next = worker.TakeLocal(spare);
+  if (next != nullptr) worker.PayKeeper();
+  return next;
 }
 
 bool Core::TakeNextForYield(ThreadState& thread, Record** next) {
@@ -170,6 +173,7 @@ bool Core::TakeNextForYield(ThreadState& thread, Record** next) {
     return true;
   }
   *next = worker.TakeLocal(nullptr);
+  worker.PayKeeper();
   return *next != nullptr || inject_.size() > 0;  // those from outside go first, also by way of the thread's own stack
 }
 
@@ -182,10 +186,8 @@ void Core::ArmTimer(ThreadState& thread, WaitBlock& block, int64_t deadline_ns) 
   const int64_t now = fiber::internal::MonotonicNs();
   // A wait of 64 times that may be as late anyway (a sixty-fourth of its length).
   if (!TryFile(block, deadline_ns, kLate, deadline_ns - now >= 64 * kLate)) return;
-  TimerQueue& timers = static_cast<Worker*>(thread.worker)->queue().timers;
-  if (timers.File(block, deadline_ns, now) && idle_.IsKeeperLate(timers.next_due_ns())) {
-    InterruptSleeper();
-  }
+  Worker& worker = *static_cast<Worker*>(thread.worker);
+  if (worker.queue().timers.File(block, deadline_ns, now)) worker.OweKeeper();  // told when a successor is found
 }
 
 int64_t Core::NowNs() { return fiber::internal::MonotonicNs(); }

@@ -27,15 +27,20 @@
 // (a CAS needs searching = 0), an Interrupt is never lost, and at least one worker was idle at the CAS, so somebody leaves.
 // A searcher that finds work and was the last one wakes another: there may be more where that came from.
 //
-// Time: an idle worker sleeps at most until the earliest deadline of any run queue. The one with the earliest is the
-// keeper, its deadline is published; the others sleep a millisecond longer, in case it is busy by then.
+// Time: one idle worker, the keeper, sleeps until the earliest deadline of any run queue, which is published as its own;
+// the others sleep without end. Whoever publishes an earlier one, or comes back from sleep, and so may have been the
+// keeper or been told in place of another, owes the keeper a look: before it runs a fiber, which may take long. If it
+// sleeps again instead, it reads all deadlines anyway: a lone sleeper wakes nobody else.
 //
-//   who arms                                  who goes to sleep
-//   publishes its queue's earliest deadline   is idle already; publishes its own as the keeper's
-//   reads the word and the keeper's deadline  reads all queues' earliest deadlines (again)
-//   idle, and earlier: Interrupt              sleeps until the earliest
+//   who owes a look                           who goes to sleep
+//   has published its queue's earliest        is idle already; takes the office, unless somebody keeps an earlier time
+//     deadline, or left the office            reads all queues' earliest deadlines (again)
+//   reads the word, deadlines and the office  sleeps: the keeper until the earliest, others without end
+//   idle, and the keeper is late: Interrupt
 //
-// The same store-load pair again. The woken one reads all deadlines before it sleeps again.
+// The same store-load pair again, twice: on the deadlines, so that a new one is either slept by or told of; and on the
+// office, so that who relied on the keeper is seen to be idle by the keeper that leaves. An office whose time has passed
+// is taken over: its keeper has yet to get a CPU.
 //
 // order: idle-wake — seq_cst on every access named above, on the word, the queues' sizes, and the deadlines.
 #ifndef WEFT_SCHED_INTERNAL_IDLE_H_
@@ -107,18 +112,18 @@ class Idle {
     return false;
   }
 
-  // After a queue's earliest deadline became earlier: true if the caller must interrupt the event source.
+  // By whoever owes a look: true if it must interrupt the event source.
   [[nodiscard]] bool IsKeeperLate(int64_t deadline_ns) const {
     return IdleOf(word_.load(std::memory_order_seq_cst)) > 0 &&        // order: idle-wake
            keeper_ns_.load(std::memory_order_seq_cst) > deadline_ns;   // order: idle-wake
   }
 
-  // An idle worker means to sleep until `deadline_ns`: true if it is now the keeper, since that is earlier than any.
-  // Otherwise *kept is the keeper's deadline.
-  [[nodiscard]] bool TryKeep(int64_t deadline_ns, int64_t* kept) {
-    *kept = keeper_ns_.load(std::memory_order_seq_cst);  // order: idle-wake
-    while (deadline_ns < *kept) {
-      if (keeper_ns_.compare_exchange_weak(*kept, deadline_ns,
+  // An idle worker means to sleep until `deadline_ns`: true if it is now the keeper. False: somebody keeps time that is
+  // no later, or nobody has to.
+  [[nodiscard]] bool TryKeep(int64_t deadline_ns, int64_t now_ns) {
+    int64_t kept = keeper_ns_.load(std::memory_order_seq_cst);  // order: idle-wake
+    while (deadline_ns < kept || (kept <= now_ns && deadline_ns != kNeverNs)) {
+      if (keeper_ns_.compare_exchange_weak(kept, deadline_ns,
                                            std::memory_order_seq_cst,  // order: idle-wake
                                            std::memory_order_seq_cst)) {
         return true;
@@ -126,7 +131,7 @@ class Idle {
     }
     return false;
   }
-  // The keeper leaves, unless somebody with an earlier deadline took the office.
+  // The keeper leaves, unless somebody took the office over. It owes a look then.
   void StopKeeping(int64_t deadline_ns) {
     keeper_ns_.compare_exchange_strong(deadline_ns, kNeverNs,
                                        std::memory_order_seq_cst,  // order: idle-wake

@@ -33,10 +33,11 @@ bool TimerQueue::File(WaitBlock& block, int64_t deadline_ns, int64_t now_ns) {
   return is_earlier;
 }
 
-void TimerQueue::Expire(int64_t now_ns) {
+bool TimerQueue::Expire(int64_t now_ns) {
   thread_local std::vector<TimerWheel::Entry>
       due;  // the caller is a worker on its own stack: it does not migrate
   bool has_more = next_due_ns() <= now_ns;
+  bool is_earlier = false;
   while (has_more) {
     {
       SpinLockHolder hold(lock_);
@@ -46,10 +47,11 @@ void TimerQueue::Expire(int64_t now_ns) {
     for (const TimerWheel::Entry& entry : due) {
       auto& block = *static_cast<WaitBlock*>(entry.key);
       const int64_t later = OnTimer(block, entry.deadline_ns, now_ns);
-      if (later != kNeverNs) (void)File(block, later, now_ns);  // the caller looks at next_due_ns() before it sleeps
+      if (later != kNeverNs && File(block, later, now_ns)) is_earlier = true;
     }
     due.clear();
   }
+  return is_earlier;
 }
 
 }  // namespace sched::internal

@@ -22,8 +22,9 @@ class TimerQueue {
   // Files an entry for the block. True: the queue's earliest instant became earlier.
   [[nodiscard]] bool File(fiber::internal::WaitBlock& block, int64_t deadline_ns, int64_t now_ns);
 
-  // Unparks those whose deadline has passed at `now_ns`. By a worker on its own stack.
-  void Expire(int64_t now_ns);
+  // Unparks those whose deadline has passed at `now_ns`. True: the queue's earliest instant became earlier meanwhile, since
+  // entries were filed anew under later deadlines. By a worker on its own stack.
+  [[nodiscard]] bool Expire(int64_t now_ns);
 
   // How late an entry may fall due (TimerWheel's widest slot).
   static constexpr int64_t kLatenessNs = int64_t{1} << 20;

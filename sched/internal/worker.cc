@@ -169,6 +169,7 @@ Record* Worker::FindNext() {
 
 // A fiber to run, found on the thread's own stack: there may be more where it came from.
 Record* Worker::Found(Record* fiber) {
+  PayKeeper();
   if (role_ == Idle::Role::kSearcher) {
     role_ = Idle::Role::kBusy;
     if (core_.idle().StopSearching()) core_.WakeIfIdle();
@@ -279,8 +280,16 @@ void Worker::ExpireTimers() {
   state_->round_ns = now;
   if (due > now) return;
   for (const auto& queue : core_.queues()) {
-    if (queue->timers.next_due_ns() <= now) queue->timers.Expire(now);
+    if (queue->timers.next_due_ns() > now) continue;
+    // Whoever fell asleep meanwhile did not see what was filed anew.
+    if (queue->timers.Expire(now)) OweKeeper();
   }
+}
+
+void Worker::TellKeeper() {
+  owes_keeper_ = false;
+  Idle& idle = core_.idle();
+  if (idle.idle() > 0 && idle.IsKeeperLate(core_.EarliestDue())) core_.InterruptSleeper();
 }
 
 void Worker::Sleep() {
@@ -293,17 +302,14 @@ void Worker::Sleep() {
     return;
   }
   const int64_t due = core_.EarliestDue();
-  int64_t kept;
-  const bool is_keeper = idle.TryKeep(due, &kept);
+  const bool is_keeper = idle.TryKeep(due, now);
   // What was armed between the reading and the publishing was told the old keeper's deadline, or none.
   if (core_.EarliestDue() >= due) {
-    constexpr int64_t kKeeperMayBeLate = 1'000'000;
-    int64_t until = is_keeper ? due : std::min(due, kept);
-    if (!is_keeper && until != kNeverNs) until += kKeeperMayBeLate;
-    until = std::min(until, core_.trimmer().NextDue(now, core_.Activity()));
-    core_.sleeping_source().Poll(until);
+    const int64_t until = is_keeper ? due : kNeverNs;
+    core_.sleeping_source().Poll(std::min(until, core_.trimmer().NextDue(now, core_.Activity())));
   }
   if (is_keeper) idle.StopKeeping(due);
+  OweKeeper();
   role_ = idle.Leave();
   ExpireTimers();
 }

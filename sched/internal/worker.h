@@ -39,6 +39,12 @@ class Worker {
   // Lets time pass for a yield that found nobody.
   void Tick() { ++tick_; }
 
+  // A deadline became earlier: before it runs a fiber, the worker looks whether the keeper knows (idle.h).
+  void OweKeeper() { owes_keeper_ = true; }
+  void PayKeeper() {
+    if (owes_keeper_) [[unlikely]] TellKeeper();
+  }
+
   void PushReady(Record& fiber);     // to the ring
   void PushNext(Record& fiber);      // to the next-slot
   void PushUnstarted(Record& fiber);
@@ -67,6 +73,7 @@ class Worker {
   Record* Found(Record* fiber);
   void Sleep();
   void ExpireTimers();
+  void TellKeeper();
   uint64_t Random();
 
   Core& core_;
@@ -81,6 +88,7 @@ class Worker {
   uint32_t next_runs_ = 0;
   uint64_t turns_ = 0;  // rounds that found no fiber in the next-slot
   bool is_unstarted_turn_ = false;
+  bool owes_keeper_ = false;
   uint64_t random_;
 };
 

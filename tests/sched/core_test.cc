@@ -8,8 +8,11 @@
 #include <future>
 #include <memory>
 #include <thread>
+#include <vector>
 
 #include "absl/time/time.h"
+#include "fiber/deadline.h"
+#include "fiber/go.h"
 #include "fiber/internal/record.h"
 #include "fiber/internal/thread_state.h"
 #include "fiber/this_fiber.h"
@@ -72,6 +75,45 @@ TEST(CoreTest, ATimeoutArmedWhileAnOldEntryIsLookedAtIsNotTakenForFiled) {
     std::quick_exit(1);
   }
   runtime.join();
+}
+
+// Only the keeper sleeps by the clock. Each time it is busy with what it woke, the next one must take over:
+//
+//   worker 1: keeps 10 ms            worker 2: sleeps without end     worker 3: sleeps without end
+//   wakes, tells one, runs a fiber
+//     that does not let go           keeps 12 ms
+//                                    wakes, tells one, runs a fiber
+//                                      that does not let go           keeps 14 ms
+TEST(CoreTest, TimersAreOnTimeWhileTheirKeepersRunFibers) {
+  for (int workers : {2, 3, 8}) {
+    sched::Run({.workers = workers}, [workers] {
+      std::atomic<bool> is_last_awake{false};
+      std::atomic<int> given_up{0};
+      std::vector<fiber::JoinHandle<void>> hogs;
+      const absl::Duration start = fiber::Now();
+      const auto deadline = [start](int i) {
+        return fiber::Deadline::AtNanos(absl::ToInt64Nanoseconds(start + absl::Milliseconds(10 + 2 * i)));
+      };
+      for (int i = 0; i < workers - 1; ++i) {
+        hogs.push_back(fiber::Spawn([&, i] {
+          EXPECT_TRUE(fiber::Sleep(deadline(i)).ok());
+          while (!is_last_awake.load(std::memory_order_relaxed)) {
+            std::this_thread::yield();  // the CPU, not the worker
+            if (fiber::Now() - start < absl::Seconds(30)) continue;
+            given_up.fetch_add(1);
+            return;
+          }
+        }));
+      }
+      auto last = fiber::Spawn([&] {
+        EXPECT_TRUE(fiber::Sleep(deadline(workers - 1)).ok());
+        is_last_awake.store(true, std::memory_order_relaxed);
+      });
+      last.Join();
+      for (auto& hog : hogs) hog.Join();
+      EXPECT_EQ(given_up.load(), 0) << workers << " workers";
+    });
+  }
 }
 
 }  // namespace

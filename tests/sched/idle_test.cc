@@ -67,22 +67,32 @@ TEST(IdleTest, AtMostHalfOfThoseAwakeSearch) {
 
 TEST(IdleTest, TheKeeperIsWhoHasTheEarliestDeadline) {
   Idle idle;
-  int64_t kept;
-  EXPECT_FALSE(idle.TryKeep(kNeverNs, &kept));
-  EXPECT_EQ(kept, kNeverNs);
+  EXPECT_FALSE(idle.TryKeep(kNeverNs, 1));
   EXPECT_FALSE(idle.IsKeeperLate(5)) << "nobody is idle";
   idle.Enter(Idle::Role::kBusy);
+  EXPECT_FALSE(idle.IsKeeperLate(kNeverNs)) << "nothing is armed";
   EXPECT_TRUE(idle.IsKeeperLate(5));
-  EXPECT_TRUE(idle.TryKeep(10, &kept));
-  EXPECT_FALSE(idle.TryKeep(10, &kept));
-  EXPECT_EQ(kept, 10);
+  EXPECT_TRUE(idle.TryKeep(10, 1));
+  EXPECT_FALSE(idle.TryKeep(10, 1));
   EXPECT_TRUE(idle.IsKeeperLate(9));
   EXPECT_FALSE(idle.IsKeeperLate(10));
-  EXPECT_TRUE(idle.TryKeep(5, &kept));
+  EXPECT_TRUE(idle.TryKeep(5, 1));
   idle.StopKeeping(10);  // it has lost the office already
   EXPECT_FALSE(idle.IsKeeperLate(7));
   idle.StopKeeping(5);
   EXPECT_TRUE(idle.IsKeeperLate(7));
+}
+
+TEST(IdleTest, AnOfficeWhoseTimeHasPassedIsTakenOver) {
+  Idle idle;
+  idle.Enter(Idle::Role::kBusy);
+  ASSERT_TRUE(idle.TryKeep(10, 1));
+  EXPECT_FALSE(idle.TryKeep(kNeverNs, 11)) << "nothing to keep";
+  EXPECT_FALSE(idle.TryKeep(30, 9));
+  EXPECT_TRUE(idle.TryKeep(30, 10));
+  EXPECT_TRUE(idle.IsKeeperLate(29));
+  idle.StopKeeping(10);
+  EXPECT_FALSE(idle.IsKeeperLate(30)) << "the new keeper stays";
 }
 
 // Threads that do with Idle what workers do (worker.cc), over two shared queues of fibers.

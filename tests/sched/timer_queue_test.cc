@@ -52,7 +52,7 @@ class TimerQueueTest : public testing::Test {
   static int64_t After(int64_t deadline) { return deadline + TimerQueue::kLatenessNs; }
   // Fires whatever falls due until then, as workers do that come by now and then.
   static void ExpireUntil(TimerQueue& queue, int64_t until) {
-    while (queue.next_due_ns() <= until) queue.Expire(queue.next_due_ns());
+    while (queue.next_due_ns() <= until) (void)queue.Expire(queue.next_due_ns());
   }
   TimerQueue a_;
   TimerQueue b_;
@@ -79,6 +79,26 @@ TEST_F(TimerQueueTest, FilingSaysWhenTheQueueFallsDueEarlier) {
   EXPECT_TRUE(a_.File(sleepers[0].block, now_ + 20 * kMillisecond, now_));
   EXPECT_FALSE(a_.File(sleepers[1].block, now_ + 40 * kMillisecond, now_));
   EXPECT_TRUE(a_.File(sleepers[2].block, now_ + 10 * kMillisecond, now_));
+}
+
+// A keeper that falls asleep while an expired entry is neither in the queue nor filed anew does not know of it:
+//
+//   worker, on its way             keeper
+//   takes the entry off            sleeps until the queue's earliest instant: never
+//   files it under its new wish
+//   must tell the keeper before it runs a fiber
+TEST_F(TimerQueueTest, ExpiringSaysWhenWhatItFiledAnewFallsDueFirst) {
+  Sleeper sleeper, other;
+  sleeper.Open();
+  const int64_t first = now_ + 10 * kMillisecond;
+  const int64_t second = now_ + 50 * kMillisecond;
+  ASSERT_TRUE(sleeper.Arm(a_, first, now_));
+  ASSERT_FALSE(sleeper.Arm(a_, second, now_));
+  EXPECT_TRUE(a_.Expire(After(first)));
+  EXPECT_EQ(sleeper.filed(), second);
+  ASSERT_FALSE(sleeper.Arm(a_, now_ + 90 * kMillisecond, now_));
+  EXPECT_FALSE(a_.File(other.block, now_ + 70 * kMillisecond, now_));
+  EXPECT_FALSE(a_.Expire(After(second))) << "the other one falls due before";
 }
 
 TEST_F(TimerQueueTest, ADisarmedEntryWakesNobody) {
