@@ -5,11 +5,14 @@
 
 #include <errno.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <fstream>
 #include <memory>
 #include <optional>
 #include <string>
@@ -17,15 +20,19 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "fiber/deadline.h"
 #include "fiber/go.h"
+#include "fiber/internal/atomic.h"
 #include "fiber/internal/thread_state.h"
 #include "fiber/internal/wait_block.h"
 #include "fiber/this_fiber.h"
 #include "fiber/wait_reason.h"
 #include "gtest/gtest.h"
+#include "netpoll/internal/backend.h"
 #include "netpoll/internal/descriptor.h"
+#include "netpoll/internal/descriptor_slab.h"
 #include "netpoll/tcp.h"
 #include "sched/run.h"
 #include "sched/runtime.h"
@@ -82,23 +89,36 @@ TEST_F(PollerTest, EachInterruptEndsOnePoll) {
   }
 }
 
+// Whether the kernel has thread `id` of this process asleep.
+bool IsAsleep(int id) {
+  std::ifstream stat(absl::StrCat("/proc/self/task/", id, "/stat"));
+  std::string line;
+  std::getline(stat, line);
+  const size_t name_end = line.rfind(')');
+  return name_end + 2 < line.size() && line[name_end + 2] == 'S';
+}
+
 TEST_F(PollerTest, ABusyWorkerThatLooksDoesNotSwallowTheSleepersInterrupt) {
   std::atomic<bool> is_done{false};
   std::atomic<int> returns{0};
-  constexpr int kRounds = 2000;
+  std::atomic<int> sleeper_id{0};
+  constexpr int kRounds = 3000;
   std::thread busy([&] {
     while (!is_done.load(std::memory_order_relaxed)) poller_.Poll(0);
   });
   std::thread sleeper([&] {
+    sleeper_id.store(static_cast<int>(syscall(SYS_gettid)), std::memory_order_release);
     for (int i = 0; i < kRounds; ++i) {
       poller_.Poll(kNeverNs);
       returns.fetch_add(1, std::memory_order_release);
     }
   });
+  while (sleeper_id.load(std::memory_order_acquire) == 0) std::this_thread::yield();
   for (int i = 0; i < kRounds; ++i) {
-    poller_.Interrupt();
     // One that is lost leaves the sleeper asleep, and this waiting for it.
     while (returns.load(std::memory_order_acquire) < i) std::this_thread::yield();
+    while (!IsAsleep(sleeper_id.load(std::memory_order_relaxed))) std::this_thread::yield();
+    poller_.Interrupt();
   }
   sleeper.join();
   is_done.store(true, std::memory_order_relaxed);
@@ -166,6 +186,59 @@ TEST_F(PollerTest, APlainThreadWaitsForWhatAnotherPolls) {
   poller_.Interrupt();
   polling.join();
   (*descriptor)->Drop();
+}
+
+TEST_F(PollerTest, NewsDoNotEndAPauseAndAreKept) {
+  auto descriptor = Descriptor::Create(poller_, eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), false);
+  ASSERT_TRUE(descriptor.ok());
+  std::atomic<bool> is_done{false};
+  std::thread news([&] {
+    while (!is_done.load(std::memory_order_relaxed)) {
+      (*descriptor)->OnEvent(netpoll::internal::kReadable);
+      std::this_thread::yield();
+    }
+  });
+  {
+    FlowLock lock(**descriptor, Direction::kRead, fiber::WaitReason::kDescriptor, Deadline::Never());
+    for (int i = 0; i < 20; ++i) {
+      lock.flow().slot.ClearReady();
+      const Deadline until = absl::Milliseconds(2);
+      EXPECT_TRUE(lock.Pause(until).ok());
+      EXPECT_TRUE(until.is_past());
+      EXPECT_TRUE(lock.flow().slot.is_ready());
+    }
+  }
+  is_done.store(true, std::memory_order_relaxed);
+  news.join();
+  (*descriptor)->Drop();
+}
+
+TEST_F(PollerTest, NobodyBeginsToWaitInWhatIsBeingClosed) {
+  constexpr int kRounds = 5000;
+  std::atomic<Descriptor*> current{nullptr};
+  std::atomic<int> round{0};
+  std::thread closer([&] {
+    for (int i = 1; i <= kRounds; ++i) {
+      while (round.load(std::memory_order_acquire) < i) fiber::internal::CpuRelax();
+      for (int spin = i * 7 % 300; spin > 0; --spin) fiber::internal::CpuRelax();
+      current.load(std::memory_order_relaxed)->Close();
+    }
+  });
+  for (int i = 1; i <= kRounds; ++i) {
+    auto descriptor = Descriptor::Create(poller_, eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), false);
+    ASSERT_TRUE(descriptor.ok());
+    current.store(*descriptor, std::memory_order_relaxed);
+    round.store(i, std::memory_order_release);
+    absl::Status status;
+    {
+      FlowLock lock(**descriptor, Direction::kRead, fiber::WaitReason::kDescriptor, absl::Seconds(20));
+      status = lock.status();
+      if (status.ok()) status = lock.Await();  // no news ever: nobody polls
+    }
+    ASSERT_TRUE(absl::IsFailedPrecondition(status)) << status << " in round " << i;
+    (*descriptor)->Drop();
+  }
+  closer.join();
 }
 
 TEST(OrphanTest, SocketsOutliveTheirRuntime) {

@@ -337,7 +337,10 @@ TEST_P(StreamTest, DescriptorsSentAlongDoNotHideWhatIsBehindThem) {
 TEST_P(StreamTest, WritersDoNotInterleave) {
   Run([] {
     StreamPair pair = Connected();
-    constexpr size_t kBlock = 300'000;  // more than fits into a socket at once
+    constexpr size_t kBlock = 300'000;
+    const int small = 16 << 10;  // so that a block does not fit
+    ASSERT_EQ(setsockopt(pair.client.fd(), SOL_SOCKET, SO_SNDBUF, &small, sizeof small), 0);
+    ASSERT_EQ(setsockopt(pair.server.fd(), SOL_SOCKET, SO_RCVBUF, &small, sizeof small), 0);
     constexpr int kWriters = 4;
     constexpr int kRounds = 5;
     std::vector<fiber::JoinHandle<void>> writers;
