@@ -116,11 +116,11 @@ void Core::QueueNew(Record& fiber) {
     return;
   }
   ForeignEntry entry(*this);
-  if (is_draining_.load(std::memory_order_acquire) && is_stopped()) {
+  foreign_spawned_.fetch_add(1, std::memory_order_seq_cst);  // order: close
+  if (is_closed_.load(std::memory_order_seq_cst)) {          // order: close
     Fatal("a fiber is spawned on a runtime that has stopped (at %s:%u)", fiber.site.file_name(),
           static_cast<unsigned>(fiber.site.line()));
   }
-  foreign_spawned_.fetch_add(1, std::memory_order_release);
   unstarted_.Push(fiber);
   WakeIfIdle();
 }
@@ -227,11 +227,11 @@ void Core::CancelAll() {
 }
 
 // The ends are read before the spawns: a fiber is spawned by a live one, whose own spawn is counted and its end is not,
-// so if the sums are equal nothing was alive when the last end was counted. Spawns from outside are the caller's care.
+// so if the sums are equal nothing was alive when the last end was counted, but for spawns from outside.
 bool Core::IsDrained() const {
   uint64_t ended = 0;
   for (const auto& queue : queues_) ended += queue->ended.load(std::memory_order_acquire);
-  uint64_t spawned = foreign_spawned_.load(std::memory_order_acquire);
+  uint64_t spawned = foreign_spawned_.load(std::memory_order_seq_cst);  // order: close
   for (const auto& queue : queues_) spawned += queue->spawned.load(std::memory_order_acquire);
   return ended == spawned;
 }
@@ -240,7 +240,11 @@ bool Core::WaitUntilDrained(int64_t deadline_ns) {
   is_draining_.store(true, std::memory_order_seq_cst);
   for (;;) {
     const uint32_t seen = drained_.load(std::memory_order_acquire);
-    if (IsDrained()) return true;
+    if (IsDrained()) {
+      is_closed_.store(true, std::memory_order_seq_cst);  // order: close
+      if (IsDrained()) return true;
+      is_closed_.store(false, std::memory_order_relaxed);
+    }
     const int64_t now = fiber::internal::MonotonicNs();
     if (now >= deadline_ns) return false;
     // A fiber that ended just before it could see is_draining_ wakes nobody: look again before long.

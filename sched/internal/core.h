@@ -129,7 +129,10 @@ class Core final : public fiber::Scheduler {
   Atomic<bool> is_stopped_{false};    // order: stop — release by Stop, acquire by workers
   Atomic<bool> is_draining_{false};
   Atomic<uint32_t> drained_{0};       // futex: counts wake-ups of WaitUntilDrained
+  // order: close — store-load, seq_cst: a spawner from outside counts its fiber, then looks whether the runtime is closed;
+  // who stops it closes it, then looks at the counts once more. One of them sees the other.
   Atomic<uint64_t> foreign_spawned_{0};
+  Atomic<bool> is_closed_{false};
   Atomic<uint64_t> wakes_{0};
   alignas(64) Atomic<uint64_t> foreign_{0};
 };

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sched/runtime.h"
 
+#include <pthread.h>
+#include <sys/resource.h>
+
 #include <atomic>
 #include <cstdlib>
+#include <fstream>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -13,8 +17,12 @@
 #include "fiber/event.h"
 #include "fiber/go.h"
 #include "fiber/internal/record.h"
+#include "fiber/internal/sanitizer.h"
+#include "fiber/mutex.h"
+#include "fiber/semaphore.h"
 #include "fiber/this_fiber.h"
 #include "fiber/wait_group.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "sched/run.h"
 
@@ -77,7 +85,7 @@ TEST_P(RuntimeTest, SpawnsAndUnparksFromPlainThreadsArrive) {
 }
 
 TEST_P(RuntimeTest, StartsAndStopsManyTimes) {
-  for (int i = 0; i < 50; ++i) {
+  for (int i = 0; i < 70; ++i) {
     sched::Runtime runtime(Options());
     runtime.Go([] { fiber::Go([] {}); });
     if (i % 2 == 0) {
@@ -129,6 +137,169 @@ TEST_P(RuntimeTest, StatsCountFibers) {
   EXPECT_EQ(runtime.stats().fibers_live, 0u);
 }
 
+TEST_P(RuntimeTest, SurvivorsAreNamedWithWhatTheyWaitFor) {
+  sched::Runtime runtime(Options());
+  fiber::Mutex mutex;
+  mutex.lock();
+  std::atomic<int> under_way{0};
+  runtime.Go({.name = "locker"}, [&] {
+    under_way.fetch_add(1);
+    mutex.lock();  // cancelling does not end that
+    mutex.unlock();
+  });
+  runtime.Go({.name = "parent"}, [&] {
+    auto child = fiber::Spawn({.name = "child"}, [&] {
+      under_way.fetch_add(1);
+      mutex.lock();
+      mutex.unlock();
+    });
+    child.Join();
+  });
+  while (under_way.load() < 2) std::this_thread::yield();
+  absl::Status status;
+  do {  // until all three have parked
+    status = runtime.Shutdown(absl::Milliseconds(1));
+    ASSERT_TRUE(absl::IsDeadlineExceeded(status)) << status;
+  } while (absl::StrContains(status.message(), "running"));
+  const std::string text(status.message());
+  EXPECT_THAT(text, testing::HasSubstr("3 fibers are left"));
+  for (const char* line : {"fiber [0-9]+ 'locker' \\(spawned at .*runtime_test.cc:[0-9]+\\) waits for mutex",
+                           "fiber [0-9]+ 'child' \\(spawned at .*runtime_test.cc:[0-9]+\\) waits for mutex",
+                           "fiber [0-9]+ 'parent' \\(spawned at .*runtime_test.cc:[0-9]+\\) waits for join"}) {
+    EXPECT_THAT(text, testing::ContainsRegex(line));
+  }
+  mutex.unlock();
+  EXPECT_TRUE(runtime.Shutdown(absl::Seconds(10)).ok());
+}
+
+TEST_P(RuntimeTest, FibersStillStartAndSpawnWhileARuntimeDrains) {
+  std::atomic<int> ran{0};
+  sched::Runtime runtime(Options());
+  fiber::Event stop;
+  runtime.Go([&] {
+    while (!stop.is_set()) fiber::Yield();
+    for (int i = 0; i < 100; ++i) {
+      fiber::Go([&] {
+        EXPECT_TRUE(absl::IsCancelled(fiber::CheckCancelled()));
+        fiber::Go([&] { ran.fetch_add(1); });
+      });
+    }
+  });
+  EXPECT_TRUE(absl::IsDeadlineExceeded(runtime.Shutdown(absl::Milliseconds(1))));
+  runtime.Go([&] { ran.fetch_add(1); });  // from outside as well, as long as something is left
+  stop.Set();
+  EXPECT_TRUE(runtime.Shutdown(absl::Seconds(10)).ok());
+  EXPECT_EQ(ran.load(), 101);
+}
+
+TEST_P(RuntimeTest, AFiberMayHaveARuntimeOfItsOwn) {
+  const int sum = sched::Run(Options(), [this] {
+    sched::Runtime inner(Options());
+    int sum = 0;
+    for (int i = 0; i < 50; ++i) {
+      sum += inner.Spawn([i] {
+        fiber::Yield();
+        return fiber::Spawn([i] { return i; }).Join();
+      }).Join();
+    }
+    return sum + sched::Run(Options(), [] { return fiber::Spawn([] { return 1; }).Join(); });
+  });
+  EXPECT_EQ(sum, 49 * 50 / 2 + 1);
+}
+
+TEST_P(RuntimeTest, RunsBesideRunsOnSeveralThreads) {
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([this, t] {
+      for (int i = 0; i < 20; ++i) {
+        EXPECT_EQ(sched::Run(Options(), [&] { return fiber::Spawn([&] { return 100 * t + i; }).Join(); }),
+                  100 * t + i);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+// Whoever unparks the last fiber from outside may still be in the runtime when that fiber, and all else, has ended:
+//
+//   thread                         worker                        owner
+//   pushes the last fiber
+//                                  runs it to its end
+//                                                                joins, shuts down, destroys the runtime
+//   looks for an idle worker: must find the runtime there
+TEST_P(RuntimeTest, ARuntimeOutlivesThoseWhoUnparkItsLastFiber) {
+  for (int i = 0; i < 300; ++i) {
+    fiber::Event go;
+    std::thread thread;
+    {
+      sched::Runtime runtime(Options());
+      auto last = runtime.Spawn([&] { EXPECT_TRUE(go.Wait().ok()); });
+      thread = std::thread([&] { go.Set(); });
+      last.Join();
+    }
+    thread.join();
+  }
+}
+
+// Entries of timers that were not used lie in a runtime's queues when it ends, and the stacks and wait blocks they were
+// made for serve other runtimes' fibers next.
+TEST_P(RuntimeTest, RuntimesThatEndWithUnusedTimersTakeNobodyElsesAlong) {
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 2; ++t) {
+    threads.emplace_back([this] {
+      for (int i = 0; i < 30; ++i) {
+        sched::Run(Options(), [] {
+          std::vector<fiber::JoinHandle<void>> fibers;
+          for (int f = 0; f < 20; ++f) {
+            fibers.push_back(fiber::Spawn([f] {
+              fiber::Event event;
+              auto setter = fiber::Spawn([&event] { event.Set(); });
+              EXPECT_TRUE(event.Wait(absl::Milliseconds(f % 2 == 0 ? 20'000 : 60'000)).ok());
+              EXPECT_TRUE(fiber::Sleep(absl::Microseconds(500)).ok());
+            }));
+          }
+          for (auto& fiber : fibers) fiber.Join();
+        });
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+TEST_P(RuntimeTest, ShutdownInTheMiddleOfEverythingEndsItAll) {
+  for (int i = 0; i < 30; ++i) {
+    std::atomic<int> live{0};
+    std::atomic<bool> is_stopping{false};
+    fiber::Semaphore permits(0);
+    {
+      sched::Runtime runtime(Options());
+      for (int f = 0; f < 40; ++f) {
+        live.fetch_add(1);
+        runtime.Go([&, f] {
+          while (fiber::CheckCancelled().ok()) {
+            switch (f % 5) {
+              case 0: (void)fiber::Sleep(absl::Microseconds(f)); break;
+              case 1: fiber::Yield(); break;
+              case 2: fiber::Spawn([] { fiber::Yield(); }).Join(); break;
+              case 3: (void)permits.Acquire(1, absl::Microseconds(50 * f)); break;
+              case 4: (void)fiber::Sleep(absl::InfiniteDuration()); break;
+            }
+          }
+          live.fetch_sub(1);
+        });
+      }
+      std::thread outside([&] {
+        while (!is_stopping.load()) permits.Release();
+      });
+      if (i % 2 == 1) std::this_thread::yield();
+      EXPECT_TRUE(runtime.Shutdown(absl::Seconds(30)).ok());
+      is_stopping = true;
+      outside.join();
+    }
+    EXPECT_EQ(live.load(), 0);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Workers, RuntimeTest, testing::Values(1, 2, 8));
 
 TEST(RuntimeTest, ASpawnFromAPlainThreadUsesTheOneRuntime) {
@@ -161,6 +332,90 @@ TEST(RuntimeDeathTest, AFiberThatNeverEndsIsNamedAtTheDrainDeadline) {
                           }),
                "a runtime ends, but not its fibers: .*1 fiber is left:");
 }
+
+TEST(RuntimeDeathTest, ASpawnOnARuntimeThatHasStoppedIsNamed) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_DEATH(
+      {
+        sched::Runtime runtime({.workers = 1});
+        runtime.Spawn([] {}).Join();
+        (void)runtime.Shutdown(absl::Seconds(10));
+        runtime.Go([] {});
+      },
+      "a fiber is spawned on a runtime that has stopped \\(at .*runtime_test.cc:[0-9]+\\)");
+}
+
+// Counted but not yet queued when the runtime is found to be drained: it is either run, or ends the process.
+TEST(RuntimeDeathTest, SpawningUntilARuntimeStopsEndsTheProcessAndLosesNone) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_DEATH(
+      {
+        sched::Runtime runtime({.workers = 2});
+        std::thread spawner([&] {
+          for (;;) runtime.Spawn([] {}).Join();  // would hang if one were lost
+        });
+        (void)runtime.Shutdown(absl::Seconds(60));
+        spawner.join();
+      },
+      "a fiber is spawned on a runtime that has stopped");
+}
+
+TEST(RuntimeDeathTest, AFiberCannotShutItsOwnRuntimeDown) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_DEATH(
+      {
+        sched::Runtime runtime({.workers = 1});
+        runtime.Spawn([&] { (void)runtime.Shutdown(absl::Seconds(1)); }).Join();
+      },
+      "a runtime is shut down by one of its own fibers");
+}
+
+#if !defined(WEFT_ASAN) && !defined(WEFT_TSAN)  // they need all the address space
+// Leaves room for so many more thread stacks of 64 MiB.
+void LeaveRoomForThreads(size_t count) {
+  sched::Run({.workers = 1}, [] { fiber::Spawn([] {}).Join(); });  // stacks of fibers are there
+  constexpr size_t kStack = size_t{64} << 20;
+  pthread_attr_t attributes;
+  ASSERT_EQ(pthread_attr_init(&attributes), 0);
+  ASSERT_EQ(pthread_attr_setstacksize(&attributes, kStack), 0);
+  ASSERT_EQ(pthread_setattr_default_np(&attributes), 0);
+  size_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  const rlimit limit{pages * 4096 + count * kStack + kStack / 2, RLIM_INFINITY};
+  ASSERT_EQ(setrlimit(RLIMIT_AS, &limit), 0);
+}
+
+TEST(RuntimeDeathTest, WorksWithTheThreadsThatCanBeHadAndSaysSo) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(
+      {
+        LeaveRoomForThreads(2);
+        sched::Runtime runtime({.workers = 8});
+        if (runtime.stats().workers != 2) exit(1);
+        std::vector<fiber::JoinHandle<int>> fibers;
+        for (int i = 0; i < 1000; ++i) {
+          fibers.push_back(runtime.Spawn([i] {
+            (void)fiber::Sleep(absl::Microseconds(i));
+            return fiber::Spawn([i] { return i; }).Join();
+          }));
+        }
+        int sum = 0;
+        for (auto& fiber : fibers) sum += fiber.Join();
+        exit(runtime.Shutdown(absl::Seconds(10)).ok() && sum == 999 * 1000 / 2 ? 0 : 2);
+      },
+      testing::ExitedWithCode(0), "only 2 of 8 worker threads can be had: the limit on threads is reached");
+}
+
+TEST(RuntimeDeathTest, WithoutOneThreadTheLimitIsNamed) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_DEATH(
+      {
+        LeaveRoomForThreads(0);
+        sched::Run({.workers = 2}, [] {});
+      },
+      "not one worker thread can be had: the limit on threads is reached");
+}
+#endif
 
 TEST(RuntimeDeathTest, BadWorkerCountsAreNamed) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
