@@ -3,35 +3,31 @@
 // Random mixes of everything that parks, on several workers. The seed is printed with a failure; WEFT_STRESS_SEED sets it.
 #include <errno.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <exception>
 #include <random>
 #include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
 #include "fiber/event.h"
 #include "fiber/go.h"
 #include "fiber/internal/record.h"
-#include "fiber/internal/sanitizer.h"
 #include "fiber/mutex.h"
 #include "fiber/semaphore.h"
 #include "fiber/this_fiber.h"
 #include "fiber/wait_group.h"
 #include "gtest/gtest.h"
 #include "sched/run.h"
+#include "tests/scale.h"
 
 namespace {
 
-#if defined(WEFT_TSAN)
-constexpr int kScale = 1;
-#elif defined(WEFT_ASAN)
-constexpr int kScale = 4;
-#else
-constexpr int kScale = 16;
-#endif
+constexpr int kScale = tests::kHasFewFibers ? 1 : tests::kIsSlow ? 4 : 16;
 
 uint64_t Seed() {
   if (const char* seed = getenv("WEFT_STRESS_SEED"); seed != nullptr) return strtoull(seed, nullptr, 10);
@@ -148,22 +144,24 @@ TEST_P(StressTest, EverythingAtOnceLosesNothing) {
 }
 
 TEST_P(StressTest, MoreReadyFibersThanARingHolds) {
-  const int kFibers = 1000 * kScale;
+  const int kFibers = tests::kHasFewFibers ? 3000 : 16'000;
   std::atomic<int> ended{0};
   sched::Run(Options(), [&] {
     fiber::Event go;
-    fiber::WaitGroup all;
+    fiber::WaitGroup waiting, all;
+    waiting.Add(kFibers);
     all.Add(kFibers);
     for (int i = 0; i < kFibers; ++i) {
       fiber::Go([&] {
-        (void)go.Wait();
+        waiting.Done();
+        EXPECT_TRUE(go.Wait().ok());
         fiber::Yield();
         ended.fetch_add(1, std::memory_order_relaxed);
         all.Done();
       });
     }
-    fiber::Yield();
-    go.Set();
+    EXPECT_TRUE(waiting.Wait().ok());
+    go.Set();  // pushes all of them, and gives way to none
     EXPECT_TRUE(all.Wait().ok());
   });
   EXPECT_EQ(ended.load(), kFibers);
@@ -267,6 +265,136 @@ TEST_P(StressTest, APingPongPairAndYieldersLeaveTheOthersRunning) {
     left.Join();
     right.Join();
     for (auto& yielder : yielders) yielder.Join();
+  });
+}
+
+TEST_P(StressTest, CancelsFromOutsideRaceWithEverything) {
+  for (int round = 0; round < kScale; ++round) {
+    World world;
+    sched::Runtime runtime(Options());
+    std::vector<fiber::JoinHandle<void>> fibers;
+    for (uint64_t i = 0; i < 50; ++i) {
+      fibers.push_back(runtime.Spawn([&world, seed = seed_ + i + 1000 * static_cast<uint64_t>(round)] {
+        Wander(world, seed, 2);
+      }));
+    }
+    std::vector<std::thread> threads;
+    for (uint64_t t = 0; t < 2; ++t) {
+      threads.emplace_back([&, t] {
+        std::minstd_rand random(static_cast<uint32_t>(seed_ + t + 1));
+        for (int i = 0; i < 50; ++i) {
+          fibers[random() % fibers.size()].Cancel();
+          if (random() % 4 == 0) std::this_thread::yield();
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    for (auto& fiber : fibers) fiber.Join();
+    EXPECT_EQ(world.counter, world.locked.load());
+  }
+}
+
+TEST_P(StressTest, AMillionFibersAreSpawnedBeforeTheirSpawnerGivesWay) {
+  const int kFibers = tests::kIsSlow ? 50'000 : 1'000'000;
+  std::atomic<int> ran{0};
+  int ran_before = 0;
+  sched::Run(Options(), [&] {
+    fiber::WaitGroup all;
+    all.Add(kFibers);
+    for (int i = 0; i < kFibers; ++i) {
+      fiber::Go([&] {
+        ran.fetch_add(1, std::memory_order_relaxed);
+        all.Done();
+      });
+    }
+    ran_before = ran.load();
+    EXPECT_TRUE(all.Wait().ok());
+  });
+  EXPECT_EQ(ran.load(), kFibers);
+  if (GetParam() == 1) {
+    EXPECT_EQ(ran_before, 0);
+  }
+}
+
+TEST_P(StressTest, AMillionSleepsEndAndNoneEarly) {
+  const int kFibers = tests::kHasFewFibers ? 1000 : 10'000;
+  const int kEach = tests::kIsSlow ? 10 : 100;
+  std::atomic<int64_t> slept{0};
+  std::atomic<int64_t> early{0};
+  sched::Run(Options(), [&] {
+    fiber::WaitGroup all;
+    all.Add(kFibers);
+    for (int i = 0; i < kFibers; ++i) {
+      fiber::Go([&, i] {
+        std::minstd_rand random(static_cast<uint32_t>(seed_ + static_cast<uint64_t>(i)));
+        for (int n = 0; n < kEach; ++n) {
+          const absl::Duration asked = absl::Nanoseconds(random() % 2'000'000);
+          const absl::Duration start = fiber::Now();
+          if (!fiber::Sleep(asked).ok() || fiber::Now() - start < asked) early.fetch_add(1);
+          slept.fetch_add(1, std::memory_order_relaxed);
+        }
+        all.Done();
+      });
+    }
+    EXPECT_TRUE(all.Wait().ok());
+  });
+  EXPECT_EQ(slept.load(), int64_t{kFibers} * kEach);
+  EXPECT_EQ(early.load(), 0);
+}
+
+// No clock is judged: on a slow machine both are slow. Were they rounded up to milliseconds, the one would get five times
+// as far as the other.
+TEST_P(StressTest, SleepsOf100MicrosecondsAreShorterThanAMillisecond) {
+  int best = 0;
+  for (int attempt = 0; attempt < 20 && best < 100; ++attempt) {
+    sched::Run(Options(), [&] {
+      std::atomic<bool> stop{false};
+      int quick = 0;
+      auto sleeper = fiber::Spawn([&] {
+        while (!stop.load()) {
+          if (!fiber::Sleep(absl::Microseconds(100)).ok()) return;
+          ++quick;
+        }
+      });
+      for (int i = 0; i < 10; ++i) EXPECT_TRUE(fiber::Sleep(absl::Milliseconds(5)).ok());
+      stop = true;
+      sleeper.Join();
+      best = std::max(best, quick);
+    });
+  }
+  EXPECT_GE(best, 100) << "of 500 sleeps that there is time for";
+}
+
+// Go's TestStackGrowth: deep in many fibers at once, and parked there, moving from worker to worker.
+struct Deep {
+  static constexpr int kFrameBytes = 1024;
+
+  // Returns how many frames there were. `frames` of them take 200 KiB of the default 256.
+  __attribute__((noinline)) static int Dig(int frames, uint64_t mark) {
+    volatile uint64_t frame[kFrameBytes / sizeof(uint64_t)];
+    frame[0] = mark;
+    frame[kFrameBytes / sizeof(uint64_t) - 1] = ~mark;
+    if (frames == 0) {
+      fiber::Yield();
+      (void)fiber::Sleep(absl::Microseconds(mark % 200));
+      return 1;
+    }
+    const int below = Dig(frames - 1, mark + 1);
+    const bool is_intact = frame[0] == mark && frame[kFrameBytes / sizeof(uint64_t) - 1] == ~mark;
+    return is_intact ? below + 1 : -1'000'000;
+  }
+};
+
+TEST_P(StressTest, FibersRecurseDeeplyAllAtOnce) {
+  constexpr int kFrames = 200 * 1024 / (Deep::kFrameBytes + 64);
+  sched::Run(Options(), [&] {
+    for (int round = 0; round < 5; ++round) {
+      std::vector<fiber::JoinHandle<int>> fibers;
+      for (uint64_t i = 0; i < 50; ++i) {
+        fibers.push_back(fiber::Spawn([i] { return Deep::Dig(kFrames, i); }));
+      }
+      for (auto& fiber : fibers) EXPECT_EQ(fiber.Join(), kFrames + 1);
+    }
   });
 }
 
