@@ -26,15 +26,30 @@ namespace {
 using fiber::internal::DeadlineTimer;
 using fiber::internal::WaitBlock;
 
-// A futex source that counts its interrupts.
+// A futex source that counts its interrupts, and keeps the latest deadline that is one.
 class CountingSource final : public EventSource {
  public:
-  void Poll(int64_t deadline_ns) override { source_.Poll(deadline_ns); }
+  void Poll(int64_t deadline_ns) override {
+    if (deadline_ns != kNeverNs && deadline_ns > latest_ns.load(std::memory_order_relaxed)) {
+      latest_ns.store(deadline_ns, std::memory_order_relaxed);
+    }
+    source_.Poll(deadline_ns);
+  }
   void Interrupt() override {
     interrupts.fetch_add(1, std::memory_order_seq_cst);
     source_.Interrupt();
   }
   static inline std::atomic<int> interrupts{0};
+  static inline std::atomic<int64_t> latest_ns{0};
+  static void InstallHere() {
+    interrupts.store(0, std::memory_order_relaxed);
+    latest_ns.store(0, std::memory_order_relaxed);
+    ASSERT_NE(InstalledEventSource(fiber::internal::ThisThread().scheduler,
+                                   []() -> std::unique_ptr<EventSource> {
+                                     return std::make_unique<CountingSource>();
+                                   }),
+              nullptr);
+  }
 
  private:
   FutexSource source_;
@@ -43,11 +58,7 @@ class CountingSource final : public EventSource {
 TEST(CoreTest, AFreshEventSourceIsInterruptedForWhoeverWasMeantByAnInterruptOfTheOldOne) {
   sched::Run({.workers = 1}, [] {
     // The only worker runs this very fiber, and nobody else touches the runtime: nobody is woken for another reason.
-    ASSERT_NE(InstalledEventSource(fiber::internal::ThisThread().scheduler,
-                                   []() -> std::unique_ptr<EventSource> {
-                                     return std::make_unique<CountingSource>();
-                                   }),
-              nullptr);
+    CountingSource::InstallHere();
     EXPECT_EQ(CountingSource::interrupts.load(std::memory_order_seq_cst), 1);
   });
 }
@@ -75,6 +86,31 @@ TEST(CoreTest, ATimeoutArmedWhileAnOldEntryIsLookedAtIsNotTakenForFiled) {
     std::quick_exit(1);
   }
   runtime.join();
+}
+
+TEST(CoreTest, AnIdleWorkerSleepsUntilTheDeadlineAndNoLongerThanASixtyFourth) {
+  sched::Run({.workers = 1}, [] {
+    CountingSource::InstallHere();
+    for (const absl::Duration asked : {absl::Microseconds(100), absl::Milliseconds(1), absl::Milliseconds(20)}) {
+      int64_t deadline_ns;
+      int64_t polled_ns;
+      do {  // until the worker has slept, however busy the machine is
+        const fiber::Deadline deadline = asked;
+        deadline_ns = deadline.nanos();
+        EXPECT_TRUE(fiber::Sleep(deadline).ok());
+        polled_ns = CountingSource::latest_ns.load(std::memory_order_relaxed);
+        EXPECT_LE(polled_ns, deadline_ns + absl::ToInt64Nanoseconds(asked) / 64 + 1024);
+      } while (polled_ns < deadline_ns);
+    }
+  });
+}
+
+TEST(CoreTest, ALoneSleeperWakesNobodyElse) {
+  sched::Run({.workers = 4}, [] {
+    CountingSource::InstallHere();
+    for (int i = 0; i < 100; ++i) EXPECT_TRUE(fiber::Sleep(absl::Microseconds(300)).ok());
+    EXPECT_LE(CountingSource::interrupts.load(), 10) << "some, to move sleepers to the new source";
+  });
 }
 
 // Only the keeper sleeps by the clock. Each time it is busy with what it woke, the next one must take over:

@@ -168,7 +168,7 @@ TEST_P(StressTest, MoreReadyFibersThanARingHolds) {
 }
 
 TEST_P(StressTest, UnstartedFibersOverflowAndAllRun) {
-  const int kFibers = 20'000 * kScale;
+  const int kFibers = 10'000 * kScale;
   std::atomic<int> ran{0};
   sched::Run(Options(), [&] {
     fiber::WaitGroup all;
@@ -295,7 +295,7 @@ TEST_P(StressTest, CancelsFromOutsideRaceWithEverything) {
 }
 
 TEST_P(StressTest, AMillionFibersAreSpawnedBeforeTheirSpawnerGivesWay) {
-  const int kFibers = tests::kIsSlow ? 50'000 : 1'000'000;
+  const int kFibers = tests::kIsSlow ? 30'000 : 1'000'000;
   std::atomic<int> ran{0};
   int ran_before = 0;
   sched::Run(Options(), [&] {
@@ -318,7 +318,7 @@ TEST_P(StressTest, AMillionFibersAreSpawnedBeforeTheirSpawnerGivesWay) {
 
 TEST_P(StressTest, AMillionSleepsEndAndNoneEarly) {
   const int kFibers = tests::kHasFewFibers ? 1000 : 10'000;
-  const int kEach = tests::kIsSlow ? 10 : 100;
+  const int kEach = tests::kHasFewFibers ? 20 : tests::kIsSlow ? 10 : 100;
   std::atomic<int64_t> slept{0};
   std::atomic<int64_t> early{0};
   sched::Run(Options(), [&] {
@@ -342,27 +342,17 @@ TEST_P(StressTest, AMillionSleepsEndAndNoneEarly) {
   EXPECT_EQ(early.load(), 0);
 }
 
-// No clock is judged: on a slow machine both are slow. Were they rounded up to milliseconds, the one would get five times
-// as far as the other.
-TEST_P(StressTest, SleepsOf100MicrosecondsAreShorterThanAMillisecond) {
-  int best = 0;
-  for (int attempt = 0; attempt < 20 && best < 100; ++attempt) {
-    sched::Run(Options(), [&] {
-      std::atomic<bool> stop{false};
-      int quick = 0;
-      auto sleeper = fiber::Spawn([&] {
-        while (!stop.load()) {
-          if (!fiber::Sleep(absl::Microseconds(100)).ok()) return;
-          ++quick;
-        }
-      });
-      for (int i = 0; i < 10; ++i) EXPECT_TRUE(fiber::Sleep(absl::Milliseconds(5)).ok());
-      stop = true;
-      sleeper.Join();
-      best = std::max(best, quick);
-    });
-  }
-  EXPECT_GE(best, 100) << "of 500 sleeps that there is time for";
+// A busy machine makes most of them late, but a rounding up to milliseconds would make all of them late.
+TEST_P(StressTest, SleepsOf100MicrosecondsMayTakeLessThanAMillisecond) {
+  sched::Run(Options(), [] {
+    absl::Duration shortest = absl::InfiniteDuration();
+    for (int i = 0; i < 5000 && shortest > absl::Microseconds(700); ++i) {
+      const absl::Duration start = fiber::Now();
+      EXPECT_TRUE(fiber::Sleep(absl::Microseconds(100)).ok());
+      shortest = std::min(shortest, fiber::Now() - start);
+    }
+    EXPECT_LT(shortest, absl::Microseconds(700));
+  });
 }
 
 // Go's TestStackGrowth: deep in many fibers at once, and parked there, moving from worker to worker.
