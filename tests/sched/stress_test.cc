@@ -144,7 +144,7 @@ TEST_P(StressTest, EverythingAtOnceLosesNothing) {
 }
 
 TEST_P(StressTest, MoreReadyFibersThanARingHolds) {
-  const int kFibers = tests::kHasFewFibers ? 3000 : 16'000;
+  const int kFibers = tests::kHasFewFibers ? 2500 : 16'000;
   std::atomic<int> ended{0};
   sched::Run(Options(), [&] {
     fiber::Event go;
@@ -295,7 +295,7 @@ TEST_P(StressTest, CancelsFromOutsideRaceWithEverything) {
 }
 
 TEST_P(StressTest, AMillionFibersAreSpawnedBeforeTheirSpawnerGivesWay) {
-  const int kFibers = tests::kIsSlow ? 30'000 : 1'000'000;
+  const int kFibers = tests::kHasFewFibers ? 10'000 : tests::kIsSlow ? 50'000 : 1'000'000;
   std::atomic<int> ran{0};
   int ran_before = 0;
   sched::Run(Options(), [&] {
@@ -318,7 +318,7 @@ TEST_P(StressTest, AMillionFibersAreSpawnedBeforeTheirSpawnerGivesWay) {
 
 TEST_P(StressTest, AMillionSleepsEndAndNoneEarly) {
   const int kFibers = tests::kHasFewFibers ? 1000 : 10'000;
-  const int kEach = tests::kHasFewFibers ? 20 : tests::kIsSlow ? 10 : 100;
+  const int kEach = tests::kHasFewFibers ? 5 : tests::kIsSlow ? 10 : 100;
   std::atomic<int64_t> slept{0};
   std::atomic<int64_t> early{0};
   sched::Run(Options(), [&] {
