@@ -29,7 +29,6 @@ struct ThreadState {
   Record* current = nullptr;         // the fiber on this thread; null: the thread is on its own stack
   Scheduler* scheduler = nullptr;    // whose worker this is; null: a plain thread
   void* worker = nullptr;            // the scheduler's own per-thread state
-  int64_t round_ns = 0;              // the clock as last read by the scheduler on this thread
 
   // Handed over across a switch.
   Record* from = nullptr;            // null: the thread's own stack was left

@@ -107,6 +107,17 @@ void Core::WakeIfIdle() {
   InterruptSleeper();
 }
 
+void Core::RetryStacks() {
+  const int64_t now = fiber::internal::MonotonicNs();
+  int64_t next = next_stack_retry_ns_.load(std::memory_order_relaxed);
+  if (now < next || !next_stack_retry_ns_.compare_exchange_strong(next, now + kStackRetryNs,
+                                                                  std::memory_order_relaxed,
+                                                                  std::memory_order_relaxed)) {
+    return;
+  }
+  fiber::internal::StackDepot::Get().RetryWaiters();
+}
+
 void Core::QueueNew(Record& fiber) {
   ThreadState& thread = ThisThread();
   if (Worker* worker = WorkerOf(thread); worker != nullptr) {

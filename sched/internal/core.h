@@ -92,6 +92,10 @@ class Core final : public fiber::Scheduler {
   void InterruptSleeper() { sleeping_source().Interrupt(); }
   // After a push: wakes an idle worker if there is one and nobody searches.
   void WakeIfIdle();
+  // Fibers wait for a stack, and nobody may ever return one: memory can come free elsewhere. Lets the first in line try
+  // again, not more often than every kStackRetryNs.
+  void RetryStacks();
+  static constexpr int64_t kStackRetryNs = 10'000'000;
 
  private:
   // Counts a thread from outside in while it touches the runtime, so that ~Core waits for it: the fiber it made runnable
@@ -134,6 +138,7 @@ class Core final : public fiber::Scheduler {
   Atomic<uint64_t> foreign_spawned_{0};
   Atomic<bool> is_closed_{false};
   Atomic<uint64_t> wakes_{0};
+  Atomic<int64_t> next_stack_retry_ns_{0};
   alignas(64) Atomic<uint64_t> foreign_{0};
 };
 

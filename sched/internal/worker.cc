@@ -10,11 +10,13 @@
 
 #include "fiber/internal/context.h"
 #include "fiber/internal/overflow.h"
+#include "fiber/internal/stack_pool.h"
 #include "sched/internal/core.h"
 
 namespace sched::internal {
 
 using fiber::internal::After;
+using fiber::internal::StackDepot;
 using fiber::internal::State;
 using fiber::internal::ThreadState;
 using fiber::internal::WaitBlock;
@@ -277,7 +279,6 @@ void Worker::ExpireTimers() {
   const int64_t due = core_.EarliestDue();
   if (due == kNeverNs) return;
   const int64_t now = fiber::internal::MonotonicNs();
-  state_->round_ns = now;
   if (due > now) return;
   for (const auto& queue : core_.queues()) {
     if (queue->timers.next_due_ns() > now) continue;
@@ -305,13 +306,15 @@ void Worker::Sleep() {
   const bool is_keeper = idle.TryKeep(due, now);
   // What was armed between the reading and the publishing was told the old keeper's deadline, or none.
   if (core_.EarliestDue() >= due) {
-    const int64_t until = is_keeper ? due : kNeverNs;
-    core_.sleeping_source().Poll(std::min(until, core_.trimmer().NextDue(now, core_.Activity())));
+    int64_t until = std::min(is_keeper ? due : kNeverNs, core_.trimmer().NextDue(now, core_.Activity()));
+    if (StackDepot::Get().HasWaiters()) until = std::min(until, now + Core::kStackRetryNs);
+    core_.sleeping_source().Poll(until);
   }
   if (is_keeper) idle.StopKeeping(due);
   OweKeeper();
   role_ = idle.Leave();
   ExpireTimers();
+  if (StackDepot::Get().HasWaiters()) core_.RetryStacks();
 }
 
 }  // namespace sched::internal

@@ -36,8 +36,6 @@ class Worker {
   Record* TakeLocal(fiber::internal::WaitBlock* spare);
   // Whether the thread's own stack must have a turn now: for timers, events and what was queued from outside.
   bool is_maintenance_due() const { return tick_ >= maintenance_at_; }
-  // Lets time pass for a yield that found nobody.
-  void Tick() { ++tick_; }
 
   // A deadline became earlier: before it runs a fiber, the worker looks whether the keeper knows (idle.h).
   void OweKeeper() { owes_keeper_ = true; }

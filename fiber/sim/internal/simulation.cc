@@ -66,7 +66,6 @@ Simulation::~Simulation() = default;
 
 void Simulation::Run(absl::FunctionRef<void()> body, std::source_location site) {
   fiber::internal::BecomeWorker(thread_, *this, this);
-  thread_.round_ns = NowNs();
   auto main = [this, body] {
     std::string error;
     try {
@@ -146,7 +145,6 @@ bool Simulation::JumpClock() {
 
 void Simulation::SetNow(int64_t now_ns) {
   now_ns_.store(now_ns, std::memory_order_relaxed);
-  thread_.round_ns = now_ns;
 }
 
 void Simulation::QueueNew(Record& fiber) {
