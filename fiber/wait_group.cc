@@ -51,21 +51,12 @@ absl::Status WaitGroup::Wait(Deadline deadline) {
   if (absl::Status status = wait.Check(deadline); !status.ok()) return status;
   if (CountIn(word_.Load()) == 0) return absl::OkStatus();
 
-  uint64_t word = word_.LockQueue();
+  const uint64_t word = word_.LockQueue();
   if (CountIn(word) == 0) {
     word_.UnlockQueue(word);
     return absl::OkStatus();
   }
-  Waiter& waiter = wait.Open();
-  waiters_.PushBack(waiter);
-  word_.UnlockQueue(word | StateWord::kHasWaiters);
-  const uint32_t outcome = wait.Park(deadline);
-  if (outcome == waiter.clause) return absl::OkStatus();
-
-  word = word_.LockQueue();
-  if (waiter.is_linked) waiters_.Remove(waiter);
-  word_.UnlockQueue(waiters_.is_empty() ? word & ~StateWord::kHasWaiters : word);
-  return wait.StatusOf(outcome);
+  return internal::ParkInQueue(wait, word_, word, waiters_, deadline);
 }
 
 void WaitGroup::DieOfCount(int64_t count, int n) const {

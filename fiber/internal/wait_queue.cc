@@ -40,6 +40,20 @@ void WaitQueue::Remove(Waiter& waiter) {
   if (first_ == &waiter) first_ = waiter.next;
 }
 
+absl::Status ParkInQueue(Wait& wait, StateWord& state, uint64_t word, WaitQueue& queue,
+                         Deadline deadline) {
+  Waiter& waiter = wait.Open();
+  queue.PushBack(waiter);
+  state.UnlockQueue(word | StateWord::kHasWaiters);
+  const uint32_t outcome = wait.Park(deadline);
+  if (outcome == waiter.clause) return absl::OkStatus();
+
+  word = state.LockQueue();
+  if (waiter.is_linked) queue.Remove(waiter);
+  state.UnlockQueue(queue.is_empty() ? word & ~StateWord::kHasWaiters : word);
+  return wait.StatusOf(outcome);
+}
+
 bool ClaimedWaiters::Claim(WaitQueue& queue, Waiter& waiter, uint32_t outcome) {
   const bool is_claimed = waiter.TryClaim();
   queue.Remove(waiter);

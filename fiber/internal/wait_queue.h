@@ -5,6 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "fiber/deadline.h"
+#include "fiber/internal/state_word.h"
+#include "fiber/internal/wait.h"
 #include "fiber/internal/wait_block.h"
 
 namespace fiber::internal {
@@ -38,6 +43,11 @@ class WaitQueue {
  private:
   Waiter* first_ = nullptr;  // a ring: first_->prev is the last
 };
+
+// Parks in `queue`, locked by `state`, which read `word`; unlocks it. OK: a peer claimed the wait; otherwise its status, and
+// the waiter is out of the queue. For waiters that stand in nobody's way: one that goes lets no other go ahead.
+absl::Status ParkInQueue(Wait& wait, StateWord& state, uint64_t word, WaitQueue& queue,
+                         Deadline deadline) ABSL_UNLOCK_FUNCTION(state);
 
 // ClaimedWaiters is what a waker takes away from under the lock: waiters it has claimed, to be
 // unparked when the lock is dropped.
