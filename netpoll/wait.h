@@ -20,8 +20,7 @@ namespace netpoll {
 // It costs some system calls each time (the wait is on a duplicate, so that whatever happens to the number meanwhile
 // does no harm): for what is read all day, netpoll's own streams are faster.
 //
-// Parks the fiber while it is not ready; blocks the thread when called from a plain one. kDeadlineExceeded and
-// kCancelled; kInvalidArgument: no such descriptor; kResourceExhausted: no descriptors or epoll watches left;
+// Parks the fiber. A plain thread is blocked instead. kDeadlineExceeded and kCancelled; kInvalidArgument: no such descriptor; kResourceExhausted: no descriptors or epoll watches left;
 // kFailedPrecondition: this fiber's scheduler has no poller (simulation).
 // REQUIRES: `fd` is not closed meanwhile; if it is, the wait goes on as if it were not.
 absl::Status WaitReadable(int fd, fiber::Deadline deadline = {});
