@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "fiber/event.h"
 #include "fiber/go.h"
 #include "fiber/this_fiber.h"
 #include "gtest/gtest.h"
@@ -39,14 +40,16 @@ TEST(TrimTest, AParkedFiberGivesBackThePagesOfADeepExcursion) {
     sched::Run({.workers = workers}, [] {
       const char* top = nullptr;
       size_t resident_before = 0;
+      fiber::Event measured;
       auto deep = fiber::Spawn([&] {
         char here = 0;
         top = &here;
         Descend(kDepth);
         resident_before = ResidentPages(top, kDepth);
+        measured.Set();
         return fiber::Sleep(absl::InfiniteDuration());
       });
-      while (top == nullptr || resident_before == 0) fiber::Yield();
+      EXPECT_TRUE(measured.Wait().ok());
       EXPECT_GE(resident_before, kDepth / kPage / 2);
       const fiber::Deadline patience = absl::Seconds(30);
       while (ResidentPages(top, kDepth) > 8 && !patience.is_past()) {
