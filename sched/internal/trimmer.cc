@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sched/internal/trimmer.h"
 
+#include <algorithm>
+
 #include "fiber/internal/park.h"
 #include "fiber/internal/stack_pool.h"
 #include "fiber/internal/wait_block.h"
@@ -13,14 +15,21 @@ using fiber::internal::WaitBlock;
 
 void Trimmer::Step(int64_t now_ns, uint64_t activity) {
   if (NextDue(now_ns, activity) > now_ns || !lock_.TryLock()) return;
-  next_step_ns_.store(now_ns + kPeriodNs, std::memory_order_relaxed);
-  if (cursor_ == 0) walk_activity_ = activity;
+  if (cursor_ == 0) {
+    walk_began_ns_ = now_ns;
+    walk_activity_ = activity;
+    has_found_new_ = false;
+  }
   size_t looks = 0;
-  cursor_ = fiber::internal::VisitRecords(cursor_, kMostVisits, [this, &looks](Record& fiber) {
-    if (Look(fiber)) ++looks;
-    return looks < kMostLooks;
-  });
-  if (cursor_ == 0) seen_activity_.store(walk_activity_, std::memory_order_relaxed);
+  cursor_ = fiber::internal::VisitRecords(
+      cursor_, kMostVisits, [this, &looks](Record& fiber) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+        if (Look(fiber)) ++looks;
+        return looks < kMostLooks;
+      });
+  const bool is_end = cursor_ == 0;
+  if (is_end && !has_found_new_) seen_activity_.store(walk_activity_, std::memory_order_relaxed);
+  next_step_ns_.store(is_end ? std::max(now_ns + kStepNs, walk_began_ns_ + kWalkNs) : now_ns + kStepNs,
+                      std::memory_order_relaxed);
   lock_.Unlock();
 }
 
@@ -30,6 +39,14 @@ int64_t Trimmer::NextDue(int64_t now_ns, uint64_t activity) const {
   return next > now_ns ? next : now_ns;
 }
 
+namespace {
+
+// What is noted of a wait: that a walk has passed it, that the kernel was asked about its stack.
+uint64_t Passed(uint64_t word) { return word << 1; }
+uint64_t Asked(uint64_t word) { return word << 1 | 1; }
+
+}  // namespace
+
 // True if the kernel was asked.
 bool Trimmer::Look(Record& fiber) {
   if (fiber::internal::SchedulerOf(fiber) != owner_ ||
@@ -37,14 +54,20 @@ bool Trimmer::Look(Record& fiber) {
     return false;
   }
   // A block outlives its fiber, so this look before holding is safe; what it says is looked at again.
-  const auto is_seen = [](const WaitBlock& block) {
-    return block.trimmed_word.load(std::memory_order_relaxed) == block.word.Load();
-  };
-  const WaitBlock* block = fiber.block.load(std::memory_order_acquire);  // order: owner
-  if (block == nullptr || is_seen(*block) || !fiber::internal::TryHold(fiber)) return false;
+  WaitBlock* block = fiber.block.load(std::memory_order_acquire);  // order: owner
+  if (block == nullptr) return false;
+  const uint64_t seen = block->trimmed_word.load(std::memory_order_relaxed);
+  const uint64_t word = block->word.Load();
+  if (seen == Asked(word)) return false;
+  if (seen != Passed(word)) {
+    block->trimmed_word.store(Passed(word), std::memory_order_relaxed);
+    has_found_new_ = true;
+    return false;
+  }
+  if (!fiber::internal::TryHold(fiber)) return false;
   WaitBlock& held = *fiber.block.load(std::memory_order_relaxed);
-  held.trimmed_word.store(held.word.Load(), std::memory_order_relaxed);
-  fiber::internal::TrimStackBelow(held, static_cast<const char*>(fiber.context), kThresholdPages);
+  held.trimmed_word.store(Asked(held.word.Load()), std::memory_order_relaxed);
+  fiber::internal::TrimStackBelow(held, static_cast<const char*>(fiber.context.load(std::memory_order_relaxed)), kThresholdPages);
   fiber::internal::Release(fiber);
   return true;
 }

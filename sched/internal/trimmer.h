@@ -16,11 +16,12 @@ namespace sched::internal {
 // Problem: nothing on the way into a park tells how deep the stack was used in between, and asking the kernel costs more
 // than the switch. Rejected: asking at every park or at a sample of them (0.5 us, or missed), a sentinel word further
 // down (a page fault a stack, a cache miss a park), asking only when the run was long (a clock a park).
-// Chosen: workers that come by, or have nothing to do, walk the slab of all records a few at a time, hold each parked
-// fiber that was not looked at since it parked, and ask then. A fiber that parks for good is looked at once.
+// Chosen: workers that come by, or have nothing to do, walk the slab of all records a few at a time. A fiber that is in
+// the same wait as when the last walk came by is held, and the kernel is asked; once a wait. So a busy fiber costs next to
+// nothing, and keeps its pages until it rests.
 //
-// Rate: a step a kPeriodNs, of at most kMostLooks questions to the kernel: under one per cent of one CPU. When a whole
-// walk has found that no fiber has run meanwhile, it is over until one has.
+// Rate: a walk a kWalkNs at most, in steps kStepNs apart of at most kMostLooks questions to the kernel: under one per cent
+// of one CPU. When a whole walk has found nothing new and no fiber has run meanwhile, it is over until one has.
 //
 // Thread safety: Step from any worker; one at a time does it.
 class Trimmer {
@@ -34,18 +35,21 @@ class Trimmer {
   int64_t NextDue(int64_t now_ns, uint64_t activity) const;
 
  private:
-  static constexpr int64_t kPeriodNs = 10'000'000;
+  static constexpr int64_t kWalkNs = 100'000'000;
+  static constexpr int64_t kStepNs = 10'000'000;
   static constexpr size_t kMostVisits = 4096;
   static constexpr size_t kMostLooks = 64;
   // Fewer pages than that are not worth the system call and the faults when they are touched again.
   static constexpr size_t kThresholdPages = 4;
 
-  bool Look(fiber::internal::Record& fiber);
+  bool Look(fiber::internal::Record& fiber) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
   const fiber::Scheduler* const owner_;
   fiber::internal::SpinLock lock_;
   size_t cursor_ ABSL_GUARDED_BY(lock_) = 0;
-  uint64_t walk_activity_ ABSL_GUARDED_BY(lock_) = 0;  // when this walk began
+  bool has_found_new_ ABSL_GUARDED_BY(lock_) = false;  // this walk: waits to be looked at by the next one
+  int64_t walk_began_ns_ ABSL_GUARDED_BY(lock_) = 0;
+  uint64_t walk_activity_ ABSL_GUARDED_BY(lock_) = 0;  // when it began
   fiber::internal::Atomic<uint64_t> seen_activity_{0};  // no fiber has run since a walk that saw all: then it is over
   fiber::internal::Atomic<int64_t> next_step_ns_{0};
 };
