@@ -34,12 +34,12 @@ void AfterSwitch(ThreadState& thread, void* context) {
       thread.own_context = context;
       break;
     case After::kYield:
-      from->context = context;
+      from->context.store(context, std::memory_order_relaxed);
       from->state.store(State::kReady, std::memory_order_relaxed);
       from->scheduler->QueueYielded(*from);
       break;
     case After::kPark:
-      from->context = context;
+      from->context.store(context, std::memory_order_relaxed);
       if (!FinishPark(*from)) from->scheduler->QueueReady(*from);
       break;
     case After::kDone:
@@ -160,12 +160,13 @@ WEFT_NO_TSAN ThreadState& Switch(ThreadState& thread, Record* to, After after) {
   } else {
     if (to->state.load(std::memory_order_relaxed) == State::kNew) {
       WaitBlock* block = to->block.load(std::memory_order_relaxed);
-      to->context = make_fcontext(block->stack_high,
-                                  static_cast<size_t>(block->stack_high - block->stack_low),
-                                  FiberMain);
+      to->context.store(make_fcontext(block->stack_high,
+                                      static_cast<size_t>(block->stack_high - block->stack_low),
+                                      FiberMain),
+                        std::memory_order_relaxed);
     }
     to->state.store(State::kRunning, std::memory_order_relaxed);
-    target = to->context;
+    target = to->context.load(std::memory_order_relaxed);
   }
 #ifdef WEFT_ASAN
   void* fake_stack = nullptr;

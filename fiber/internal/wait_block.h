@@ -124,7 +124,7 @@ struct WaitBlock {
   StackClass stack_class = StackClass::k64KiB;
   bool is_stack_guarded = false;
   bool is_stack_resident = false;  // the stack's pages have been touched since they were last given back
-  Atomic<uint64_t> trimmed_word{0};  // the wait during which the trimmer looked at the stack last
+  Atomic<uint64_t> trimmed_word{0};  // the trimmer's own note
   const void* object = nullptr;    // waited for; for dumps only
   Waiter waiter;                   // the first clause
   char* stack_low = nullptr;       // usable bytes: [stack_low, stack_high); null: a plain thread's

@@ -57,6 +57,13 @@ class Ring {
     }
   }
 
+  // Owner only. The one that Pop() comes to after `ahead` others, if no thief does first; null: none.
+  Record* Peek(uint64_t ahead) {
+    const uint64_t at = head_.load(std::memory_order_relaxed) + ahead;
+    const uint64_t tail = tail_.load(std::memory_order_relaxed);
+    return tail - at - 1 < kSlots ? Slot(at).load(std::memory_order_relaxed) : nullptr;
+  }
+
   // Takes the older half (at least one, at most `kMost`) into `out`. Returns how many. Anyone.
   template <size_t kMost>
   size_t TakeHalf(Record* (&out)[kMost]) {

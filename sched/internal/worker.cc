@@ -126,7 +126,12 @@ Record* Worker::TakeLocal(WaitBlock* spare) {
     }
     // Not by ticks: a fiber that starts and joins others in a loop may leave every eighth to the next-slot.
     if (++turns_ % kUnstartedShare == 0) fiber = queue_.unstarted.TakeOldest();
-    if (fiber == nullptr) fiber = queue_.ring.Pop();
+    if (fiber == nullptr) {
+      fiber = queue_.ring.Pop();
+      // While it runs, the caches get what those behind it will miss: of the next its frames, and first its record.
+      if (const Record* next = queue_.ring.Peek(0); next != nullptr) fiber::internal::PrefetchStack(*next);
+      if (const Record* later = queue_.ring.Peek(2); later != nullptr) __builtin_prefetch(later);
+    }
     if (fiber == nullptr) fiber = queue_.unstarted.TakeNewest();
     if (fiber == nullptr) {
       if (next_runs_ == 0) return nullptr;
