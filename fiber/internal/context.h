@@ -2,6 +2,9 @@
 #ifndef WEFT_FIBER_INTERNAL_CONTEXT_H_
 #define WEFT_FIBER_INTERNAL_CONTEXT_H_
 
+#include <algorithm>
+#include <cstdint>
+
 #include "fiber/internal/record.h"
 #include "fiber/internal/thread_state.h"
 
@@ -19,11 +22,16 @@ ThreadState& Switch(ThreadState& thread, Record* to, After after);
 //
 // Twelve lines: from a switch up through a parked read to the first bytes of a buffer of its caller's. In a server with a
 // thousand fibers that echo over TCP, 5 instead of 14 % of the samples of a profile are then outside of the kernel.
+//
+// Not beyond the page: behind it may be the next stack's guard, and looking for a page that is not there costs some 100 ns,
+// every time.
 inline void PrefetchStack(const Record& fiber) {
-  constexpr int kLines = 12;
-  constexpr int kLineBytes = 64;
-  const auto* top = static_cast<const char*>(fiber.context.load(std::memory_order_relaxed));
-  for (int i = 0; i < kLines; ++i) __builtin_prefetch(top + i * kLineBytes);
+  constexpr uintptr_t kBytes = 12 * 64;
+  const auto top = reinterpret_cast<uintptr_t>(fiber.context.load(std::memory_order_relaxed));
+  const uintptr_t end = std::min(top + kBytes, (top | 4095) + 1);
+  for (uintptr_t line = top; line < end; line += 64) {
+    __builtin_prefetch(reinterpret_cast<const void*>(line));
+  }
 }
 
 // Binds a stack and wait block to a New fiber: `spare` if it is of the right class, else a free one. False: there is

@@ -56,6 +56,22 @@ TEST(RingTest, AThiefTakesNoMoreThanItHasRoomFor) {
   EXPECT_EQ(ring.size(), 6u);
 }
 
+TEST(RingTest, PeekSeesWhatPopsWillReturnAndNothingStale) {
+  Record fibers[4];
+  Ring<4> ring;
+  EXPECT_EQ(ring.Peek(0), nullptr);
+  for (int round = 0; round < 3; ++round) {
+    for (Record& fiber : fibers) ASSERT_TRUE(ring.Push(fiber));
+    for (uint64_t popped = 0; popped < 4; ++popped) {
+      for (uint64_t i = 0; i < 6; ++i) {
+        EXPECT_EQ(ring.Peek(i), popped + i < 4 ? &fibers[popped + i] : nullptr);
+      }
+      EXPECT_EQ(ring.Pop(), &fibers[popped]);
+    }
+    EXPECT_EQ(ring.Peek(0), nullptr);
+  }
+}
+
 // The owner pushes numbered fibers into a ring that is nearly always full or empty; everybody takes. Whoever takes counts
 // the fiber, and each taker must see numbers that only grow.
 template <size_t kSlots>
