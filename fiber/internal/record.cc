@@ -20,7 +20,7 @@ namespace {
 // record finds a record.
 class RecordSlab {
  public:
-  static constexpr size_t kChunkBytes = 2 << 20;  // one huge page
+  static constexpr size_t kChunkBytes = 2 << 20;
   static constexpr size_t kChunkRecords = kChunkBytes / sizeof(Record);
   static constexpr uint32_t kBatch = 64;
 
@@ -76,9 +76,9 @@ class RecordSlab {
 
  private:
   void AddChunk() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
-    // Twice the size, to cut an aligned chunk out of it.
-    void* memory = mmap(nullptr, 2 * kChunkBytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    // On small pages: zeroing 2 MiB at once costs nothing where memory is at hand (a fiber in a million 2.3 instead of
+    // 2.5 us), but in a virtual machine whose host has to find each page of it, 0.3 us a record instead of 0.05.
+    void* memory = mmap(nullptr, kChunkBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) {
       LogLine("no memory for fiber records after %zu fibers (mmap: %s): the address space (ulimit -v), the memory "
               "limit or vm.max_map_count is exhausted",
@@ -86,17 +86,7 @@ class RecordSlab {
       lock_.Unlock();
       throw std::bad_alloc();
     }
-    const auto address = reinterpret_cast<uintptr_t>(memory);
-    const uintptr_t aligned = (address + kChunkBytes - 1) & ~(kChunkBytes - 1);
-    // Giving back the ends only saves address space; a refusal is harmless.
-    if (aligned > address) munmap(memory, aligned - address);
-    if (const uintptr_t end = aligned + kChunkBytes; end < address + 2 * kChunkBytes) {
-      munmap(reinterpret_cast<void*>(end), address + 2 * kChunkBytes - end);
-    }
-    auto* chunk = reinterpret_cast<Record*>(aligned);
-    // The first chunk serves small programs and stays on small pages. Refused: small pages, slower but right.
-    if (!chunks_.empty()) madvise(chunk, kChunkBytes, MADV_HUGEPAGE);
-    chunks_.push_back(chunk);
+    chunks_.push_back(static_cast<Record*>(memory));
   }
 
   SpinLock lock_;

@@ -26,9 +26,6 @@ Atomic<StackArena*> all_arenas{nullptr};
 constexpr size_t kHeaderBytes = kPageBytes;
 static_assert(sizeof(StackArena) <= kHeaderBytes);
 
-// What programs with few fibers use of the blocks stays on small pages: up to 10,000 of them.
-constexpr size_t kHugePageBytes = 2 << 20;
-
 #if defined(WEFT_ASAN) || defined(WEFT_TSAN)
 constexpr uint32_t kMaxSlotsDivisor = 64;  // shadow memory is of the arena's size
 #else
@@ -133,11 +130,6 @@ StackArena* TryReserve(StackClass cls, uint32_t slots, bool commit_by_chunk) {
   // out.
   madvise(stacks, stack_bytes, MADV_NOHUGEPAGE);
   madvise(stacks, stack_bytes, MADV_DONTDUMP);
-  if (block_bytes > 2 * kHugePageBytes) {
-    const auto start = reinterpret_cast<uintptr_t>(blocks);
-    const uintptr_t huge = (start + 2 * kHugePageBytes - 1) & ~(kHugePageBytes - 1);
-    madvise(reinterpret_cast<void*>(huge), start + block_bytes - huge, MADV_HUGEPAGE);
-  }
 #ifdef PR_SET_VMA_ANON_NAME
   prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, stacks, stack_bytes, "weft stacks");
   prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, blocks, block_bytes, "weft wait blocks");
