@@ -82,6 +82,18 @@ void StackDepot::SetOptions(const StackPoolOptions& options) {
     }
     options_ = options;
     for (Pool& pool : pools_) pool.carve_failure = absl::OkStatus();
+    NoteExcessLocked();
+    startable = PopWaitersLocked();
+  }
+  Start(startable);
+}
+
+void StackDepot::SetMaxMemory(size_t bytes) {
+  Record* startable;
+  {
+    std::lock_guard carving(carve_mutex_);
+    SpinLockHolder hold(lock_);
+    options_.max_stack_memory = bytes;
     startable = PopWaitersLocked();
   }
   Start(startable);
@@ -101,10 +113,17 @@ size_t StackDepot::TakeableLocked(const Pool& pool, const StackLayout& layout) c
          std::min(HeadroomLocked() + others, pool.discarded.size() + carvable);
 }
 
+void StackDepot::NoteExcessLocked() {
+  least_resident_idle_ = std::min(least_resident_idle_, resident_idle_);
+  const size_t most = is_discard_refused_ ? SIZE_MAX : options_.max_resident_idle;
+  excess_.store(resident_idle_ > most ? resident_idle_ - most : 0, std::memory_order_relaxed);
+}
+
 void StackDepot::PushLocked(const StackChain& resident, const StackChain& discarded) {
   if (resident.count > 0) {
     pools_[static_cast<int>(resident.first->stack_class)].resident.Push(resident);
     resident_idle_ += resident.count;
+    NoteExcessLocked();
   }
   if (discarded.count > 0) {
     pools_[static_cast<int>(discarded.first->stack_class)].discarded.Push(discarded);
@@ -115,6 +134,7 @@ void StackDepot::PushLocked(const StackChain& resident, const StackChain& discar
 StackChain StackDepot::PopLocked(Pool& pool, size_t want) {
   StackChain chain = pool.resident.Pop(want);
   resident_idle_ -= chain.count;
+  NoteExcessLocked();
   if (chain.count == 0) {
     chain = pool.discarded.Pop(std::min(want, HeadroomLocked()));
     discarded_idle_ -= chain.count;
@@ -227,13 +247,6 @@ void StackDepot::Give(WaitBlock* list) {
   StackChain resident;
   StackChain discarded;
   Sort(list, &resident, &discarded);
-  bool is_too_much;
-  {
-    SpinLockHolder hold(lock_);
-    is_too_much = waiting_.load(std::memory_order_relaxed) == 0 &&
-                  resident_idle_ + resident.count > options_.max_resident_idle;
-  }
-  if (is_too_much) Discard(&resident, &discarded);
   Record* startable;
   {
     SpinLockHolder hold(lock_);
@@ -265,6 +278,7 @@ void StackDepot::Discard(StackChain* resident, StackChain* discarded) {
   }
   SpinLockHolder hold(lock_);
   is_discard_refused_ = is_refused;
+  NoteExcessLocked();
 }
 
 size_t StackDepot::DiscardIdle(size_t most) {
@@ -278,6 +292,7 @@ size_t StackDepot::DiscardIdle(size_t most) {
         if (resident.count > 0) break;
       }
       resident_idle_ -= resident.count;
+      NoteExcessLocked();
     }
     if (resident.count == 0) break;
     StackChain discarded;
@@ -293,6 +308,25 @@ size_t StackDepot::DiscardIdle(size_t most) {
     if (resident.count > 0) break;  // refused
   }
   return total;
+}
+
+int64_t StackDepot::DiscardExcess(int64_t now_ns, size_t most) {
+  {
+    SpinLockHolder hold(lock_);
+    if (now_ns - rest_began_ns_ >= kRestNs) {
+      const size_t kept = options_.max_resident_idle;
+      rested_ = least_resident_idle_ > kept ? least_resident_idle_ - kept : 0;
+      least_resident_idle_ = resident_idle_;
+      rest_began_ns_ = now_ns;
+    }
+    rested_ = std::min(rested_, Excess());
+    most = std::min(most, rested_);
+    rested_ -= most;
+  }
+  DiscardIdle(most);
+  SpinLockHolder hold(lock_);
+  if (Excess() == 0) return kNeverNs;
+  return rested_ > 0 ? now_ns : rest_began_ns_ + kRestNs;
 }
 
 WaitBlock* StackDepot::TakeForCache(StackClass cls, StackCache& cache, Record& fiber) {

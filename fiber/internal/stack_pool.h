@@ -26,7 +26,8 @@ struct StackPoolOptions {
   // each free one that keeps its pages. 0: none. What fibers need beyond a page is not accounted
   // for, so leave room for that.
   size_t max_stack_memory = 0;
-  // So many free stacks keep their pages in the depot; the others give them back.
+  // So many free stacks keep their pages in the depot for good; the others lose them when they have
+  // not been used for a while (DiscardExcess).
   size_t max_resident_idle = 4096;
   // The best way to try; under AddressSanitizer at best kMprotect.
   GuardMode guard = GuardMode::kAuto;
@@ -82,6 +83,8 @@ class StackDepot {
 
   // Stacks that exist stay as they are.
   void SetOptions(const StackPoolOptions& options);
+  // Only StackPoolOptions::max_stack_memory.
+  void SetMaxMemory(size_t bytes);
 
   // Takes up to `want` (at least 1) free stacks of `cls`, linked by next_free; makes new ones if
   // there is none. null: none to be had, and *why, kResourceExhausted, names the limit and the
@@ -111,9 +114,18 @@ class StackDepot {
   // Lets the first in line try again, since memory may have come free elsewhere. For a monitor, now
   // and then.
   void RetryWaiters();
-  // Gives back the pages of up to `most` free stacks; how many that were. For a monitor, in quiet
-  // times.
+  // Gives back the pages of up to `most` free stacks; how many that were. 0.6 µs a stack.
   size_t DiscardIdle(size_t most);
+  // Gives back pages of free stacks beyond max_resident_idle: of as many as were free throughout the
+  // last kRestNs, up to `most` at a time. For a monitor; returns when it is to come again, now_ns at
+  // the earliest, kNeverNs if there are none. Fibers that come and go by the hundred thousand find
+  // the stacks of those before them, with their pages, which cost three times as much to get anew.
+  int64_t DiscardExcess(int64_t now_ns, size_t most);
+  static constexpr int64_t kRestNs = 1'000'000'000;
+  // Free stacks with pages beyond max_resident_idle, rested or not; 0 if the kernel takes none back.
+  size_t Excess() const {
+    return excess_.load(std::memory_order_relaxed);  // a hint: it is read again under the lock
+  }
 
   StackPoolStats Stats() const;
 
@@ -142,6 +154,8 @@ class StackDepot {
   // False: one could be had meanwhile, and `fiber` is not in line.
   bool WaitInLine(StackClass cls, Record& fiber, const absl::Status& why);
 
+  // To be called after every change of resident_idle_ or of what it is compared with.
+  void NoteExcessLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void PushLocked(const StackChain& resident, const StackChain& discarded)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   StackChain PopLocked(Pool& pool, size_t want) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
@@ -169,17 +183,21 @@ class StackDepot {
   mutable SpinLock lock_;
   Pool pools_[kStackClasses] ABSL_GUARDED_BY(lock_);
   size_t resident_idle_ ABSL_GUARDED_BY(lock_) = 0;
+  size_t least_resident_idle_ ABSL_GUARDED_BY(lock_) = 0;  // since rest_began_ns_
+  int64_t rest_began_ns_ ABSL_GUARDED_BY(lock_) = 0;
+  size_t rested_ ABSL_GUARDED_BY(lock_) = 0;  // what DiscardExcess() may take of the excess
   size_t discarded_idle_ ABSL_GUARDED_BY(lock_) = 0;
   size_t carved_ ABSL_GUARDED_BY(lock_) = 0;
   size_t arenas_ ABSL_GUARDED_BY(lock_) = 0;
   size_t waits_ ABSL_GUARDED_BY(lock_) = 0;
   int64_t next_log_ns_ ABSL_GUARDED_BY(lock_) = 0;
-  bool is_discard_refused_ ABSL_GUARDED_BY(lock_) = false;
+  bool is_discard_refused_ ABSL_GUARDED_BY(lock_) = false;  // then there is no excess, either
   std::vector<StackCache*> caches_ ABSL_GUARDED_BY(lock_);
 
   // Fibers in line, and the one about to be. Written under lock_. On a line that otherwise hardly
   // changes: every worker reads it whenever it frees a stack.
   alignas(64) Atomic<size_t> waiting_{0};  // order: stack-wait
+  Atomic<size_t> excess_{0};  // stacks with pages beyond max_resident_idle. Written under lock_
 };
 
 }  // namespace fiber::internal

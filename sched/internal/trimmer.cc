@@ -10,13 +10,27 @@
 namespace sched::internal {
 
 using fiber::internal::Record;
+using fiber::internal::StackDepot;
 using fiber::internal::State;
 using fiber::internal::WaitBlock;
 
 void Trimmer::Step(int64_t now_ns, uint64_t activity) {
   if (NextDue(now_ns, activity) > now_ns || !lock_.TryLock()) return;
+  const int64_t next_discard = StackDepot::Get().DiscardExcess(now_ns, kMostDiscards);
+  if (cursor_ != 0 || (now_ns >= next_walk_ns_ && !IsWalkOver(activity))) Walk(now_ns, activity);
+  const int64_t next = std::min(next_discard, cursor_ != 0 ? now_ns : next_walk_ns_);
+  next_step_ns_.store(std::max(next, now_ns + kStepNs), std::memory_order_relaxed);
+  lock_.Unlock();
+}
+
+int64_t Trimmer::NextDue(int64_t now_ns, uint64_t activity) const {
+  if (IsWalkOver(activity) && StackDepot::Get().Excess() == 0) return fiber::internal::kNeverNs;
+  return std::max(now_ns, next_step_ns_.load(std::memory_order_relaxed));
+}
+
+void Trimmer::Walk(int64_t now_ns, uint64_t activity) {
   if (cursor_ == 0) {
-    walk_began_ns_ = now_ns;
+    next_walk_ns_ = now_ns + kWalkNs;
     walk_activity_ = activity;
     has_found_new_ = false;
   }
@@ -26,17 +40,7 @@ void Trimmer::Step(int64_t now_ns, uint64_t activity) {
         if (Look(fiber)) ++looks;
         return looks < kMostLooks;
       });
-  const bool is_end = cursor_ == 0;
-  if (is_end && !has_found_new_) seen_activity_.store(walk_activity_, std::memory_order_relaxed);
-  next_step_ns_.store(is_end ? std::max(now_ns + kStepNs, walk_began_ns_ + kWalkNs) : now_ns + kStepNs,
-                      std::memory_order_relaxed);
-  lock_.Unlock();
-}
-
-int64_t Trimmer::NextDue(int64_t now_ns, uint64_t activity) const {
-  if (activity == seen_activity_.load(std::memory_order_relaxed)) return fiber::internal::kNeverNs;
-  const int64_t next = next_step_ns_.load(std::memory_order_relaxed);
-  return next > now_ns ? next : now_ns;
+  if (cursor_ == 0 && !has_found_new_) seen_activity_.store(walk_activity_, std::memory_order_relaxed);
 }
 
 namespace {
@@ -67,7 +71,8 @@ bool Trimmer::Look(Record& fiber) {
   if (!fiber::internal::TryHold(fiber)) return false;
   WaitBlock& held = *fiber.block.load(std::memory_order_relaxed);
   held.trimmed_word.store(Asked(held.word.Load()), std::memory_order_relaxed);
-  fiber::internal::TrimStackBelow(held, static_cast<const char*>(fiber.context.load(std::memory_order_relaxed)), kThresholdPages);
+  const void* stack_pointer = fiber.context.load(std::memory_order_relaxed);
+  fiber::internal::TrimStackBelow(held, static_cast<const char*>(stack_pointer), kThresholdPages);
   fiber::internal::Release(fiber);
   return true;
 }

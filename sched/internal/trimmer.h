@@ -11,7 +11,8 @@
 
 namespace sched::internal {
 
-// Trimmer gives back what deep excursions leave behind: the pages of parked stacks below the stack pointer.
+// Trimmer gives back what nobody uses: the pages that deep excursions leave behind, below the stack pointer of parked
+// fibers, and those of free stacks beyond what the depot is to keep.
 //
 // Problem: nothing on the way into a park tells how deep the stack was used in between, and asking the kernel costs more
 // than the switch. Rejected: asking at every park or at a sample of them (0.5 us, or missed), a sentinel word further
@@ -19,6 +20,8 @@ namespace sched::internal {
 // Chosen: workers that come by, or have nothing to do, walk the slab of all records a few at a time. A fiber that is in
 // the same wait as when the last walk came by is held, and the kernel is asked; once a wait. So a busy fiber costs next to
 // nothing, and keeps its pages until it rests.
+//
+// Free stacks beyond the bound that rest lose their pages kMostDiscards a step, a million in ten seconds.
 //
 // Rate: a walk a kWalkNs at most, in steps kStepNs apart of at most kMostLooks questions to the kernel: under one per cent
 // of one CPU. When a whole walk has found nothing new and no fiber has run meanwhile, it is over until one has.
@@ -39,16 +42,21 @@ class Trimmer {
   static constexpr int64_t kStepNs = 10'000'000;
   static constexpr size_t kMostVisits = 4096;
   static constexpr size_t kMostLooks = 64;
+  static constexpr size_t kMostDiscards = 1024;  // 0.6 ms, six per cent of a CPU
   // Fewer pages than that are not worth the system call and the faults when they are touched again.
   static constexpr size_t kThresholdPages = 4;
 
+  bool IsWalkOver(uint64_t activity) const {
+    return activity == seen_activity_.load(std::memory_order_relaxed);
+  }
+  void Walk(int64_t now_ns, uint64_t activity) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   bool Look(fiber::internal::Record& fiber) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
   const fiber::Scheduler* const owner_;
   fiber::internal::SpinLock lock_;
   size_t cursor_ ABSL_GUARDED_BY(lock_) = 0;
   bool has_found_new_ ABSL_GUARDED_BY(lock_) = false;  // this walk: waits to be looked at by the next one
-  int64_t walk_began_ns_ ABSL_GUARDED_BY(lock_) = 0;
+  int64_t next_walk_ns_ ABSL_GUARDED_BY(lock_) = 0;
   uint64_t walk_activity_ ABSL_GUARDED_BY(lock_) = 0;  // when it began
   fiber::internal::Atomic<uint64_t> seen_activity_{0};  // no fiber has run since a walk that saw all: then it is over
   fiber::internal::Atomic<int64_t> next_step_ns_{0};

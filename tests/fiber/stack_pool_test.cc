@@ -185,6 +185,7 @@ TEST_P(GuardModeTest, GuardsOutliveTheGivingBackOfPages) {
   auto blocks = TakeMany(depot, StackClass::k64KiB, 32);
   for (WaitBlock* block : blocks) Touch(*block, 16);
   depot.Give(List(blocks));
+  depot.DiscardIdle(depot.Excess());
   for (WaitBlock* block : blocks) {
     EXPECT_EQ(ResidentPages(*block), 0u);
     EXPECT_FALSE(block->is_stack_resident);
@@ -363,6 +364,7 @@ TEST(StackDepotTest, NothingIsLostWhenListsOfAnyLengthComeAndGo) {
         held.pop_back();
       }
       depot.Give(List(given));
+      depot.DiscardIdle(depot.Excess());
     }
     const StackPoolStats stats = depot.Stats();
     ASSERT_EQ(stats.free[0] + held.size(), stats.carved[0]);
@@ -387,17 +389,34 @@ TEST(StackDepotTest, AMillionStacksTakeFewMappings) {
   });
 }
 
-TEST(StackDepotTest, FreeStacksBeyondTheBoundKeepNoPages) {
+TEST(StackDepotTest, FreeStacksBeyondTheBoundLoseTheirPagesWhenTheyHaveRested) {
+  constexpr int64_t kRest = StackDepot::kRestNs;
   StackDepot& depot = NewDepot({.max_resident_idle = 64});
   auto blocks = TakeMany(depot, StackClass::k64KiB, 320);
   for (WaitBlock* block : blocks) Touch(*block, 3);
+  int64_t now = 10 * kRest;
+  EXPECT_EQ(depot.DiscardExcess(now, 1000), kNeverNs);
   for (size_t i = 0; i < blocks.size(); i += 32) {
     depot.Give(List({blocks.begin() + i, blocks.begin() + i + 32}));
+    EXPECT_EQ(depot.Excess(), i <= 32 ? 0 : i - 32);
   }
+  now += kRest;  // they were not all free when this time began
+  EXPECT_EQ(depot.DiscardExcess(now, 1000), now + kRest);
+  EXPECT_EQ(depot.DiscardExcess(now + kRest / 2, 1000), now + kRest);
+  EXPECT_EQ(depot.Stats().resident_idle, 320u);
+  // 56 are used meanwhile, so that only 200 have rested.
+  depot.Give(List(TakeMany(depot, StackClass::k64KiB, 56)));
+  now += kRest;
+  EXPECT_EQ(depot.DiscardExcess(now, 150), now);
+  EXPECT_EQ(depot.Stats().resident_idle, 170u);
+  EXPECT_EQ(depot.DiscardExcess(now, 150), now + kRest);
+  EXPECT_EQ(depot.Stats().resident_idle, 120u);
+  now += kRest;
+  EXPECT_EQ(depot.DiscardExcess(now, 1000), kNeverNs);
+  EXPECT_EQ(depot.Stats().resident_idle, 64u);
   size_t pages = 0;
   for (WaitBlock* block : blocks) pages += ResidentPages(*block);
   EXPECT_EQ(pages, 64u * 3);
-  EXPECT_EQ(depot.Stats().resident_idle, 64u);
   EXPECT_EQ(depot.DiscardIdle(40), 40u);
   EXPECT_EQ(depot.DiscardIdle(40), 24u);
   EXPECT_EQ(depot.DiscardIdle(40), 0u);
@@ -500,7 +519,10 @@ TEST(StackDepotTest, LockedMemoryMeansSmallReservationsAndOtherGuards) {
     Touch(*blocks[62]);
     Touch(*blocks[63]);
     depot.Give(List({blocks[62]}));
+    EXPECT_EQ(depot.DiscardIdle(1), 0u);
+    EXPECT_EQ(depot.Excess(), 0u) << "a monitor would try for ever";
     depot.Give(List({blocks[63]}));
+    EXPECT_EQ(depot.DiscardIdle(1), 0u);
     const std::string said = testing::internal::GetCapturedStderr();
     EXPECT_NE(said.find("mlockall"), std::string::npos);
     EXPECT_EQ(said.find("weft:"), said.rfind("weft:")) << said;

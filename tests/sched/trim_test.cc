@@ -9,7 +9,9 @@
 #include "absl/time/time.h"
 #include "fiber/event.h"
 #include "fiber/go.h"
+#include "fiber/internal/stack_pool.h"
 #include "fiber/this_fiber.h"
+#include "fiber/wait_group.h"
 #include "gtest/gtest.h"
 #include "sched/run.h"
 
@@ -60,6 +62,31 @@ TEST(TrimTest, AParkedFiberGivesBackThePagesOfADeepExcursion) {
       EXPECT_TRUE(absl::IsCancelled(deep.Join()));
     });
   }
+}
+
+TEST(TrimTest, AnIdleRuntimeGivesBackThePagesOfThePastsFibers) {
+  constexpr int kFibers = 8000;
+  sched::Run({.workers = 2}, [&] {
+    const auto resident = [] { return fiber::internal::StackDepot::Get().Stats().resident_idle; };
+    const size_t before = resident();
+    fiber::Event release;
+    fiber::WaitGroup all;
+    all.Add(kFibers);
+    for (int i = 0; i < kFibers; ++i) {
+      fiber::Go([&] {
+        EXPECT_TRUE(release.Wait().ok());
+        all.Done();
+      });
+    }
+    EXPECT_TRUE(fiber::Sleep(absl::Milliseconds(20)).ok());
+    release.Set();
+    EXPECT_TRUE(all.Wait().ok());
+    const fiber::Deadline patience = absl::Seconds(30);
+    while (resident() > 4096 && !patience.is_past()) {
+      (void)fiber::Sleep(absl::Milliseconds(5));
+    }
+    EXPECT_LE(resident(), 4096u) << "of " << kFibers << ", and at first " << before;
+  });
 }
 
 }  // namespace
