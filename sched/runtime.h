@@ -26,6 +26,11 @@ struct RuntimeOptions {
   // Stack of fibers that ask for none; rounded up to a class (64 KiB, 256 KiB, 1 MiB, 8 MiB). Address space only:
   // pages are committed as they are touched. Multiplied by four in sanitizer builds, whose frames are larger.
   size_t default_stack_bytes = size_t{256} << 10;
+  // Bound on the memory of stacks, in bytes: one page is counted for each that a fiber has, or that keeps its pages for
+  // the next. Fibers beyond it wait unstarted until others end, which is said in the log. 0: half of the tightest memory
+  // limit of the control groups, or none if there is none. Stacks belong to the process: the runtime that was made last
+  // says for all.
+  size_t max_stack_memory = 0;
 };
 
 // Stats are counters of a runtime, consistent enough to watch it.

@@ -12,8 +12,10 @@
 #include "absl/strings/str_cat.h"
 #include "fiber/internal/overflow.h"
 #include "fiber/internal/park.h"
+#include "fiber/internal/stack_pool.h"
 #include "fiber/internal/spawn.h"
 #include "fiber/internal/wait.h"
+#include "sched/internal/cgroup.h"
 #include "sched/internal/cpu_count.h"
 #include "sched/internal/install.h"
 #include "sched/internal/worker.h"
@@ -24,6 +26,7 @@ using fiber::internal::Fatal;
 using fiber::internal::LogLine;
 using fiber::internal::State;
 using fiber::internal::StackClass;
+using fiber::internal::StackDepot;
 using fiber::internal::ThisThread;
 using fiber::internal::ThreadState;
 using fiber::internal::WaitBlock;
@@ -47,6 +50,14 @@ int WorkerCount(int asked) {
   return from_env->has_value() ? **from_env : std::min(UsableCpus(), kMaxWorkers);
 }
 
+// Half of what the process may use, or no bound: the kernel's killer gives no error. The other half is for what fibers need
+// beyond a page of stack each, and for everything else.
+size_t StackMemory(size_t asked) {
+  if (asked != 0) return asked;
+  const size_t memory = CgroupMemoryMax();
+  return memory == SIZE_MAX ? 0 : memory / 2;
+}
+
 // Servers run out of descriptors long before the hard limit: take what we are allowed. Refused: the old limit stays.
 void RaiseDescriptorLimit() {
   rlimit limit{};
@@ -64,6 +75,7 @@ Core::Core(const RuntimeOptions& options)
   const int workers = WorkerCount(options.workers);
   for (int i = 0; i < workers; ++i) queues_.push_back(std::make_unique<RunQueue>());
   RaiseDescriptorLimit();
+  StackDepot::Get().SetMaxMemory(StackMemory(options.max_stack_memory));
   fiber::internal::InstallOverflowHandler();
 }
 
@@ -95,6 +107,8 @@ void Core::Stop() {
   is_stopped_.store(true, std::memory_order_release);  // order: stop
   InterruptSleeper();  // whoever stops interrupts the next
   for (const auto& worker : workers_) worker->Join();
+  StackDepot& depot = StackDepot::Get();
+  depot.DiscardIdle(depot.Excess());  // there may be no other runtime to do it little by little
 }
 
 Worker* Core::WorkerOf(const ThreadState& thread) const {
@@ -115,7 +129,7 @@ void Core::RetryStacks() {
                                                                   std::memory_order_relaxed)) {
     return;
   }
-  fiber::internal::StackDepot::Get().RetryWaiters();
+  StackDepot::Get().RetryWaiters();
 }
 
 void Core::QueueNew(Record& fiber) {

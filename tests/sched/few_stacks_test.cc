@@ -27,14 +27,13 @@ constexpr int kStacks = 16;
 
 class FewStacksTest : public testing::TestWithParam<int> {
  protected:
-  static void SetUpTestSuite() {
-    StackDepot::Get().SetOptions({.max_stack_memory = kStacks * 4096});
-  }
   ~FewStacksTest() override {
     EXPECT_EQ(fiber::internal::CountRecordsInUse(), 0u) << "leaked fibers";
     EXPECT_EQ(StackDepot::Get().Stats().waiting, 0u);
   }
-  sched::RuntimeOptions Options() const { return {.workers = GetParam()}; }
+  sched::RuntimeOptions Options() const {
+    return {.workers = GetParam(), .max_stack_memory = kStacks * 4096};
+  }
 
   // What a fiber does that needs its stack for a while.
   static void Linger(int i) {
