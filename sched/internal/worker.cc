@@ -72,13 +72,16 @@ uint64_t Worker::Random() {
 
 void Worker::PushReady(Record& fiber) {
   if (queue_.ring.Push(fiber)) [[likely]] return;
-  // Full: the older half moves to the shared queue, and the fiber goes behind it, so that order is kept there too.
-  Record* half[RunQueue::kRingSlots / 2];
-  const size_t count = queue_.ring.TakeHalf(half);
-  for (size_t i = 0; i + 1 < count; ++i) half[i]->next = half[i + 1];
-  if (count > 0) {
-    half[count - 1]->next = nullptr;
-    core_.inject().PushList(half[0], half[count - 1], count);
+  // Full: the older half moves to the shared queue, and the fiber goes behind it, so that order is kept there too. In
+  // portions: this may be on the stack of a fiber.
+  Record* oldest[64];
+  for (size_t moved = 0; moved < RunQueue::kRingSlots / 2;) {
+    const size_t count = queue_.ring.TakeHalf(oldest);
+    if (count == 0) break;  // thieves
+    for (size_t i = 0; i + 1 < count; ++i) oldest[i]->next = oldest[i + 1];
+    oldest[count - 1]->next = nullptr;
+    core_.inject().PushList(oldest[0], oldest[count - 1], count);
+    moved += count;
   }
   if (!queue_.ring.Push(fiber)) core_.inject().Push(fiber);
 }
