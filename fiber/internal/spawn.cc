@@ -30,6 +30,15 @@ Scheduler& OnlyScheduler(std::source_location site) {
         schedulers.all.empty() ? "no" : "more than one");
 }
 
+Record& AllocateRecordOrDelete(ThreadState& thread, SpawnExtras* extras) {
+  try {
+    return AllocateRecord(thread);
+  } catch (...) {
+    delete extras;
+    throw;
+  }
+}
+
 }  // namespace
 
 StackClass StackClassFor(size_t bytes) {
@@ -58,7 +67,7 @@ Record& NewFiber(Scheduler* scheduler, SpawnExtras* extras, size_t stack_bytes,
   if (scheduler == nullptr) {
     scheduler = thread.scheduler != nullptr ? thread.scheduler : &OnlyScheduler(site);
   }
-  Record& fiber = AllocateRecord(thread);
+  Record& fiber = AllocateRecordOrDelete(thread, extras);
   std::atomic_ref<Scheduler*>(fiber.scheduler).store(scheduler, std::memory_order_relaxed);
   std::atomic_ref<std::source_location>(fiber.site).store(site, std::memory_order_relaxed);
   fiber.parent_id =
