@@ -22,6 +22,8 @@ absl::Duration Now();
 //   const fiber::Deadline all = absl::Seconds(10);          // ten seconds for all three
 //   mutex.Lock(all).ok() && slots.Acquire(1, all).ok() && done.Wait(all).ok();
 //
+// A call that would have to park, and for whose timer there is no memory, fails with kResourceExhausted.
+//
 // It is an instant, taken when it is made: a `static const Deadline kTimeout = …` is a bug, keep the duration. It
 // belongs to the clock it was made under and means nothing under another.
 //

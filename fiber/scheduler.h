@@ -40,8 +40,8 @@ class Scheduler {
   virtual bool TakeNextForYield(internal::ThreadState& thread, internal::Record** next) = 0;
 
   // The block's wish was set to `deadline_ns`: files an entry if TryFile() says so, and calls OnTimer() with it when its
-  // deadline has passed. Worker.
-  virtual void ArmTimer(internal::ThreadState& thread, internal::WaitBlock& block,
+  // deadline has passed. False: there is no memory for an entry, and none counts. Worker.
+  virtual bool ArmTimer(internal::ThreadState& thread, internal::WaitBlock& block,
                         int64_t deadline_ns) = 0;
   // This scheduler's clock. Any thread.
   virtual int64_t NowNs() = 0;

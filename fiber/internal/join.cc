@@ -51,7 +51,7 @@ absl::Status WaitDone(Record& fiber, Deadline deadline, Interruptible interrupti
     return absl::OkStatus();
   }
   const uint32_t outcome = wait.Park(deadline);
-  if (outcome != kOutcomeDeadline && outcome != kOutcomeCancelled) return absl::OkStatus();
+  if (!IsFailure(outcome)) return absl::OkStatus();
   Backoff backoff;
   for (;;) {
     word = mine;

@@ -65,7 +65,9 @@ uint32_t Wait::Park(Deadline deadline) {
   const bool has_deadline = !deadline.is_never();
   if (has_deadline) {
     block_->timer.deadline_ns.store(deadline.nanos(), std::memory_order_seq_cst);  // order: timer
-    fiber_->scheduler->ArmTimer(ThisThread(), *block_, deadline.nanos());
+    if (!fiber_->scheduler->ArmTimer(ThisThread(), *block_, deadline.nanos()) && CloseUnclaimed()) [[unlikely]] {
+      return kOutcomeNoTimer;
+    }
   }
   ParkFiber();
   if (has_deadline) {
@@ -104,6 +106,9 @@ absl::Status Wait::StatusOf(uint32_t outcome) const {
       absl::Status status = CancelStatus(*fiber_);
       return status.ok() ? absl::CancelledError() : status;
     }
+    case kOutcomeNoTimer:
+      return absl::ResourceExhaustedError(
+          "no memory for the timer of a deadline: the heap is exhausted (the memory limit, ulimit -v)");
     default:
       return absl::OkStatus();
   }
@@ -121,7 +126,9 @@ absl::Status CancelStatus(const Record& fiber) {
 }
 
 void ClaimForCancel(Record& fiber, uint64_t id) {
-  WaitBlock* block = fiber.block.load(std::memory_order_acquire);  // order: owner
+  // order: cancel — the fiber got its block before it opened its wait, which is seq_cst: so either its look at the cause
+  // finds it, or this finds the block.
+  WaitBlock* block = fiber.block.load(std::memory_order_seq_cst);  // order: owner, cancel
   if (block == nullptr) return;  // not started, or ended: it looks by itself, or never again
   const uint64_t word = block->word.Load();
   if (!WaitWord::IsOpen(word) || !WaitWord::IsInterruptible(word)) return;

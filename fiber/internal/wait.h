@@ -17,6 +17,9 @@ namespace fiber::internal {
 // Outcomes of a wait that are no clause's.
 inline constexpr uint32_t kOutcomeDeadline = UINT32_MAX;
 inline constexpr uint32_t kOutcomeCancelled = UINT32_MAX - 1;
+inline constexpr uint32_t kOutcomeNoTimer = UINT32_MAX - 2;  // no memory for the timer of its deadline
+// Whether nobody completed the wait.
+inline constexpr bool IsFailure(uint32_t outcome) { return outcome >= kOutcomeNoTimer; }
 
 // Whether cancellation ends a wait. A lock that cannot fail is not interruptible.
 enum class Interruptible : bool { kNo, kYes };
@@ -54,7 +57,7 @@ class Wait {
   [[nodiscard]] bool CloseUnclaimed();
 
   // Parks the fiber (blocks the thread) until somebody claims the wait: a peer, the deadline or a cancellation.
-  // Returns the clause that was claimed, kOutcomeDeadline or kOutcomeCancelled.
+  // Returns the clause that was claimed, or one of the outcomes above.
   uint32_t Park(Deadline deadline);
 
   // The status for an outcome that is no clause's.

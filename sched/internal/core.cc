@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <optional>
 
 #include "absl/strings/str_cat.h"
@@ -202,17 +203,23 @@ bool Core::TakeNextForYield(ThreadState& thread, Record** next) {
   return *next != nullptr || inject_.size() > 0;  // those from outside go first, also by way of the thread's own stack
 }
 
-void Core::ArmTimer(ThreadState& thread, WaitBlock& block, int64_t deadline_ns) {
+bool Core::ArmTimer(ThreadState& thread, WaitBlock& block, int64_t deadline_ns) {
   constexpr int64_t kLate = TimerQueue::kLatenessNs;
   const int64_t filed = block.timer.filed_ns.load(std::memory_order_seq_cst);  // order: timer
   // Busy is less than any: whoever looks at the entry may have read the wish before this one. TryFile waits for it.
   constexpr int64_t kBusy = fiber::internal::DeadlineTimer::kBusyNs;
-  if (filed != kBusy && filed <= deadline_ns - kLate) return;
+  if (filed != kBusy && filed <= deadline_ns - kLate) return true;
   const int64_t now = fiber::internal::MonotonicNs();
   // A wait of 64 times that may be as late anyway (a sixty-fourth of its length).
-  if (!TryFile(block, deadline_ns, kLate, deadline_ns - now >= 64 * kLate)) return;
+  if (!TryFile(block, deadline_ns, kLate, deadline_ns - now >= 64 * kLate)) return true;
   Worker& worker = *static_cast<Worker*>(thread.worker);
-  if (worker.queue().timers.File(block, deadline_ns, now)) worker.OweKeeper();  // told when a successor is found
+  try {
+    if (worker.queue().timers.File(block, deadline_ns, now)) worker.OweKeeper();  // told when a successor is found
+  } catch (const std::bad_alloc&) {
+    ForgetTimer(block);
+    return false;
+  }
+  return true;
 }
 
 int64_t Core::NowNs() { return fiber::internal::MonotonicNs(); }

@@ -52,7 +52,7 @@ class Core final : public fiber::Scheduler {
   void QueueYielded(Record& fiber) override;
   Record* TakeNext(fiber::internal::ThreadState& thread, fiber::internal::WaitBlock* spare) override;
   bool TakeNextForYield(fiber::internal::ThreadState& thread, Record** next) override;
-  void ArmTimer(fiber::internal::ThreadState& thread, fiber::internal::WaitBlock& block,
+  bool ArmTimer(fiber::internal::ThreadState& thread, fiber::internal::WaitBlock& block,
                 int64_t deadline_ns) override;
   int64_t NowNs() override;
   void OnFiberEnded(fiber::internal::ThreadState& thread) override;

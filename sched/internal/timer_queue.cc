@@ -2,6 +2,7 @@
 #include "sched/internal/timer_queue.h"
 
 #include <algorithm>
+#include <new>
 #include <vector>
 
 #include "fiber/internal/park.h"
@@ -9,6 +10,7 @@
 
 namespace sched::internal {
 
+using fiber::internal::Fatal;
 using fiber::internal::kNeverNs;
 using fiber::internal::OnTimer;
 using fiber::internal::SpinLockHolder;
@@ -33,9 +35,9 @@ bool TimerQueue::File(WaitBlock& block, int64_t deadline_ns, int64_t now_ns) {
   return is_earlier;
 }
 
-bool TimerQueue::Expire(int64_t now_ns) {
-  thread_local std::vector<TimerWheel::Entry>
-      due;  // the caller is a worker on its own stack: it does not migrate
+bool TimerQueue::Expire(int64_t now_ns) try {
+  // The caller is a worker on its own stack: it does not migrate.
+  thread_local std::vector<TimerWheel::Entry> due;
   bool has_more = next_due_ns() <= now_ns;
   bool is_earlier = false;
   while (has_more) {
@@ -52,6 +54,9 @@ bool TimerQueue::Expire(int64_t now_ns) {
     due.clear();
   }
   return is_earlier;
+} catch (const std::bad_alloc&) {
+  // What was taken off the wheel would never be due again, and the sleepers have no way to fail by now.
+  Fatal("no memory to expire timers: the heap is exhausted (the memory limit, ulimit -v)");
 }
 
 }  // namespace sched::internal

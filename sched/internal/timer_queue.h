@@ -19,7 +19,7 @@ class TimerQueue {
  public:
   TimerQueue();
 
-  // Files an entry for the block. True: the queue's earliest instant became earlier.
+  // Files an entry for the block. True: the queue's earliest instant became earlier. Throws std::bad_alloc.
   [[nodiscard]] bool File(fiber::internal::WaitBlock& block, int64_t deadline_ns, int64_t now_ns);
 
   // Unparks those whose deadline has passed at `now_ns`. True: the queue's earliest instant became earlier meanwhile, since

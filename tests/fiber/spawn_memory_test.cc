@@ -63,7 +63,10 @@ class ListScheduler final : public Scheduler {
   void QueueYielded(Record&) override { ADD_FAILURE(); }
   Record* TakeNext(ThreadState&, WaitBlock*) override { return nullptr; }
   bool TakeNextForYield(ThreadState&, Record**) override { return false; }
-  void ArmTimer(ThreadState&, WaitBlock&, int64_t) override { ADD_FAILURE(); }
+  bool ArmTimer(ThreadState&, WaitBlock&, int64_t) override {
+    ADD_FAILURE();
+    return false;
+  }
   int64_t NowNs() override { return 0; }
   void OnFiberEnded(ThreadState&) override { ADD_FAILURE(); }
   internal::StackClass default_stack_class() const override { return internal::StackClass::k64KiB; }

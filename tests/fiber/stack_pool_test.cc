@@ -146,7 +146,7 @@ class RequeueScheduler : public Scheduler {
   void QueueYielded(Record&) override { abort(); }
   Record* TakeNext(ThreadState&, WaitBlock*) override { abort(); }
   bool TakeNextForYield(ThreadState&, Record**) override { abort(); }
-  void ArmTimer(ThreadState&, WaitBlock&, int64_t) override { abort(); }
+  bool ArmTimer(ThreadState&, WaitBlock&, int64_t) override { abort(); }
   int64_t NowNs() override { abort(); }
   void OnFiberEnded(ThreadState&) override { abort(); }
   StackClass default_stack_class() const override { return StackClass::k256KiB; }

@@ -176,11 +176,12 @@ bool Simulation::TakeNextForYield(ThreadState& thread, Record** next) {
   return Choose(thread, nullptr, /*may_stay=*/true, next) != Choice::kStay;
 }
 
-void Simulation::ArmTimer(ThreadState&, WaitBlock& block, int64_t deadline_ns) {
+bool Simulation::ArmTimer(ThreadState&, WaitBlock& block, int64_t deadline_ns) {
   if (fiber::internal::TryFile(block, deadline_ns, /*lateness_ns=*/0,
                                /*is_lateness_tolerable=*/true)) {
     FileTimer({&block, deadline_ns});
   }
+  return true;
 }
 
 void Simulation::OnFiberEnded(ThreadState& thread) { fibers_.erase(thread.current); }

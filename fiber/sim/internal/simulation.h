@@ -55,7 +55,7 @@ class Simulation final : public Scheduler {
   void QueueYielded(Record& fiber) override;
   Record* TakeNext(ThreadState& thread, WaitBlock* spare) override;
   bool TakeNextForYield(ThreadState& thread, Record** next) override;
-  void ArmTimer(ThreadState& thread, WaitBlock& block, int64_t deadline_ns) override;
+  bool ArmTimer(ThreadState& thread, WaitBlock& block, int64_t deadline_ns) override;
   int64_t NowNs() override { return now_ns_.load(std::memory_order_relaxed); }
   void OnFiberEnded(ThreadState& thread) override;
   void SchedulePoint(ThreadState& thread) override;

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Waits with a deadline when the heap is exhausted. A process of its own: it has its own operator new.
+#include <atomic>
+#include <cstddef>
+#include <cstdlib>
+#include <new>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "fiber/event.h"
+#include "fiber/go.h"
+#include "fiber/mutex.h"
+#include "fiber/semaphore.h"
+#include "fiber/this_fiber.h"
+#include "fiber/wait_group.h"
+#include "gtest/gtest.h"
+#include "sched/run.h"
+
+namespace {
+
+std::atomic<bool> is_exhausted{false};
+
+// What timers are kept in comes in powers of two from 64 bytes on; what else is allocated here does not.
+bool IsRefused(size_t size) {
+  return is_exhausted.load(std::memory_order_relaxed) && size >= 64 && (size & (size - 1)) == 0;
+}
+
+}  // namespace
+
+// Not inlined, or g++ sees malloc and free where it expects new and delete.
+__attribute__((noinline)) void* operator new(size_t size) {
+  void* memory = IsRefused(size) ? nullptr : malloc(size == 0 ? 1 : size);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+__attribute__((noinline)) void operator delete(void* memory) noexcept { free(memory); }
+__attribute__((noinline)) void operator delete(void* memory, size_t) noexcept { free(memory); }
+
+namespace {
+
+TEST(NoMemoryTest, AWaitWhoseDeadlineCannotBeKeptFailsAndNothingElseChanges) {
+  sched::Run({.workers = 1}, [] {
+    const absl::Duration kLong = absl::Hours(1);
+    fiber::Event event;
+    fiber::Semaphore semaphore(0);
+    fiber::WaitGroup group;
+    fiber::Mutex mutex;
+    fiber::Event release;
+    group.Add(1);
+    auto holder = fiber::Spawn([&] {
+      mutex.lock();
+      EXPECT_TRUE(release.Wait().ok());
+      mutex.unlock();
+    });
+    fiber::Yield();
+
+    is_exhausted = true;
+    EXPECT_TRUE(absl::IsResourceExhausted(fiber::Sleep(kLong)));
+    EXPECT_TRUE(absl::IsResourceExhausted(event.Wait(kLong)));
+    EXPECT_TRUE(absl::IsResourceExhausted(semaphore.Acquire(1, kLong)));
+    EXPECT_TRUE(absl::IsResourceExhausted(group.Wait(kLong)));
+    EXPECT_TRUE(absl::IsResourceExhausted(mutex.Lock(kLong)));
+    EXPECT_TRUE(absl::IsResourceExhausted(holder.Wait(kLong)));
+    const absl::Status status = fiber::Sleep(kLong);
+    EXPECT_NE(status.message().find("memory"), absl::string_view::npos) << status;
+    is_exhausted = false;
+
+    // Nobody is left behind in a queue, and the same waits work.
+    EXPECT_TRUE(absl::IsDeadlineExceeded(event.Wait(absl::Milliseconds(1))));
+    EXPECT_TRUE(absl::IsDeadlineExceeded(mutex.Lock(absl::Milliseconds(1))));
+    semaphore.Release(1);
+    EXPECT_TRUE(semaphore.TryAcquire(1));
+    auto waiter = fiber::Spawn([&] { return event.Wait(kLong); });
+    fiber::Yield();
+    event.Set();
+    EXPECT_TRUE(waiter.Join().ok());
+    group.Done();
+    EXPECT_TRUE(group.Wait(kLong).ok());
+    release.Set();
+    holder.Join();
+    EXPECT_TRUE(fiber::Sleep(absl::Milliseconds(1)).ok());
+  });
+}
+
+}  // namespace
