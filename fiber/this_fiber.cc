@@ -55,11 +55,7 @@ void SetCurrentName(std::string_view name) {
   const Record* current = ThisThread().current;
   if (current == nullptr) return;
   WaitBlock* block = current->block.load(std::memory_order_relaxed);
-  if (block->name == nullptr) {
-    block->name = new std::string(name);
-  } else {
-    *block->name = name;
-  }
+  SetName(*block, new std::string(name));
 }
 
 }  // namespace fiber

@@ -95,8 +95,7 @@ void RunFiber(Record& self, WaitBlock& block) {
     self.state.store(State::kRunning, std::memory_order_relaxed);
   }
   ForgetTimer(block);
-  delete block.name;
-  block.name = nullptr;
+  if (block.name != nullptr) SetName(block, nullptr);
   scheduler->OnFiberEnded(ThisThread());
 }
 
@@ -134,7 +133,7 @@ void RunFiber(Record& self, WaitBlock& block) {
 
 void Adopt(Record& fiber, WaitBlock& block) {
   if ((fiber.flags & Record::kFlagHeapTask) != 0 && fiber.extras() != nullptr) {
-    block.name = new std::string(std::move(fiber.extras()->name));
+    SetName(block, new std::string(std::move(fiber.extras()->name)));
     delete fiber.extras();
     fiber.extras() = nullptr;
   }

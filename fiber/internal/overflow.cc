@@ -60,7 +60,7 @@ void Report(const WaitBlock& block) {
   } else {
     message << "a fiber";
   }
-  message << " overflowed its " << static_cast<uint64_t>(block.stack_high - block.stack_low) / 1024
+  message << " overflowed its " << uint64_t{kStackClassBytes[static_cast<int>(block.stack_class)]} / 1024
           << " KiB stack; raise FiberOptions::stack_bytes or RuntimeOptions::default_stack_bytes\n";
   message.Write();
 }

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -183,11 +184,36 @@ std::string Describe(const Record& record) {
   return text;
 }
 
+namespace {
+
+// Against those who read the names of fibers that run.
+SpinLock names_lock;
+
+std::string NameOfUnheld(const Record& record) {
+  const WaitBlock* block = record.block.load(std::memory_order_acquire);  // order: owner
+  if (block == nullptr) return "";
+  SpinLockHolder hold(names_lock);
+  // Names are deleted under this lock; and a block that has gone to another fiber says so.
+  if (block->fiber.load(std::memory_order_acquire) != &record || block->name == nullptr) return "";  // order: owner
+  return absl::StrCat(" '", *block->name, "'");
+}
+
+}  // namespace
+
+void SetName(WaitBlock& block, std::string* name) {
+  std::string* before;
+  {
+    SpinLockHolder hold(names_lock);
+    before = std::exchange(block.name, name);
+  }
+  delete before;
+}
+
 std::string DescribeUnheld(Record& record) {
   const std::source_location site =
       std::atomic_ref<std::source_location>(record.site).load(std::memory_order_relaxed);
-  return absl::StrCat("fiber ", record.id.load(std::memory_order_relaxed), " (spawned at ", site.file_name(), ":",
-                      site.line(), ")");
+  return absl::StrCat("fiber ", record.id.load(std::memory_order_relaxed), NameOfUnheld(record), " (spawned at ",
+                      site.file_name(), ":", site.line(), ")");
 }
 
 }  // namespace fiber::internal

@@ -97,9 +97,12 @@ size_t VisitRecords(size_t from, size_t most, absl::FunctionRef<bool(Record&)> v
 // How many records are in use (approximate while fibers come and go).
 size_t CountRecordsInUse();
 
+// Names the fiber that has the block; null: it has no name. By that fiber or its worker, since others may be reading.
+void SetName(WaitBlock& block, std::string* name);
+
 // "fiber 12 'name' (spawned at file.cc:7)". By the fiber itself, its worker, or whoever holds it.
 std::string Describe(const Record& record);
-// "fiber 12 (spawned at file.cc:7)". By those who walk the slabs.
+// The same by those who walk the slabs; the name only once the fiber has started.
 std::string DescribeUnheld(Record& record);
 
 }  // namespace fiber::internal

@@ -131,7 +131,7 @@ struct WaitBlock {
   char* stack_high = nullptr;
   WaitBlock* next_free = nullptr;  // link in the cache or depot that holds it
   void* sanitizer_fiber = nullptr;  // ThreadSanitizer's context, kept with the stack
-  std::string* name = nullptr;      // owned; null: unnamed
+  std::string* name = nullptr;      // owned; null: unnamed. Written by SetName only
 };
 static_assert(sizeof(WaitBlock) <= 192);
 

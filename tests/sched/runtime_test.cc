@@ -172,6 +172,21 @@ TEST_P(RuntimeTest, SurvivorsAreNamedWithWhatTheyWaitFor) {
   EXPECT_TRUE(runtime.Shutdown(absl::Seconds(10)).ok());
 }
 
+TEST_P(RuntimeTest, ASurvivorThatRunsIsNamed) {
+  sched::Runtime runtime(Options());
+  std::atomic<bool> may_end{false};
+  std::atomic<bool> is_running{false};
+  runtime.Go({.name = "stubborn"}, [&] {
+    is_running = true;
+    while (!may_end) fiber::Yield();
+  });
+  while (!is_running) std::this_thread::yield();
+  const absl::Status status = runtime.Shutdown(absl::Milliseconds(1));
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("'stubborn' (spawned at"));
+  may_end = true;
+  EXPECT_TRUE(runtime.Shutdown(absl::Seconds(10)).ok());
+}
+
 TEST_P(RuntimeTest, FibersStillStartAndSpawnWhileARuntimeDrains) {
   std::atomic<int> ran{0};
   sched::Runtime runtime(Options());
