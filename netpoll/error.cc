@@ -24,8 +24,8 @@ absl::StatusCode CodeOf(int error) {
     case ENOBUFS:
     case ENOMEM:
     case ENOSPC: return absl::StatusCode::kResourceExhausted;
+    case EADDRINUSE: return absl::StatusCode::kAlreadyExists;
     case EACCES:
-    case EADDRINUSE:
     case EADDRNOTAVAIL:
     case EAFNOSUPPORT:
     case EBADF:

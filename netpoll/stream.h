@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Streams of bytes, and where they come from. A protocol written against Stream and Listener runs over TCP and unix
-// sockets, and in memory under simulation.
+// Streams of bytes, and where they come from. A protocol written against Stream and Listener does not care what carries it.
 #ifndef WEFT_NETPOLL_STREAM_H_
 #define WEFT_NETPOLL_STREAM_H_
 
@@ -44,7 +43,7 @@ struct [[nodiscard]] IoResult {
 // | kDeadlineExceeded   | the call's deadline passed, or the stream's                      | goes on               |
 // | kCancelled          | the calling fiber was cancelled                                  | goes on               |
 // | kFailedPrecondition | Close() was called here, or the runtime of the stream has ended  | the same again        |
-// | kResourceExhausted  | the kernel has no memory for it                                  | goes on               |
+// | kResourceExhausted  | there is no memory for it, or for the timer of its deadline      | goes on               |
 //
 // Cancellation and deadlines are looked at before anything is done, so a call with a past deadline does nothing, even
 // if bytes are there; after that they end a call only while it waits.
@@ -57,7 +56,8 @@ class Stream {
   virtual ~Stream() = default;
 
   // Reads what is there: at least 1 byte, at most buffer.size(). Returns how many. Parks the fiber while there is
-  // nothing; blocks the thread when called from a plain one. An empty buffer reads 0 at once. Errors as above.
+  // nothing; blocks the thread when called from a plain one. An empty buffer reads 0 at once, whatever the deadline.
+  // Errors as above.
   absl::StatusOr<size_t> Read(std::span<char> buffer, fiber::Deadline deadline = {}) {
     return DoRead(buffer, deadline);
   }

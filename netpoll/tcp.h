@@ -57,19 +57,20 @@ class TcpStream final : public Stream {
   // Connects to `host_port`, an address as Address::Parse reads it. Parks the fiber until the peer has answered.
   // kUnavailable: refused or unreachable, ErrnoOf() says which; kDeadlineExceeded, kCancelled; kInvalidArgument: not an
   // address (names are not resolved yet); kResourceExhausted: descriptors, ports, memory, epoll watches: the message names
-  // the limit; kFailedPrecondition: called from a plain thread.
+  // the limit; kFailedPrecondition: called from a plain thread, or by a fiber of a simulation, which has no sockets.
   static absl::StatusOr<TcpStream> Connect(std::string_view host_port, fiber::Deadline deadline = {});
   static absl::StatusOr<TcpStream> Connect(const Address& address, fiber::Deadline deadline = {});
 
-  // Takes over a connected stream socket that was made elsewhere (a unix socket, an inherited one) and makes it non-blocking. It
-  // stays the caller's on an error. Never blocks. kInvalidArgument: not a stream socket; kResourceExhausted: epoll
-  // watches, memory; kFailedPrecondition: called from a plain thread.
+  // Takes over a connected stream socket that was made elsewhere (a unix socket, an inherited one) and makes it
+  // non-blocking. It stays the caller's on an error. Never blocks. kInvalidArgument: not a stream socket;
+  // kResourceExhausted: epoll watches, memory; kFailedPrecondition: called from a plain thread, or in a simulation.
   static absl::StatusOr<TcpStream> Adopt(int fd);
 
   // Closed: every call fails with kFailedPrecondition.
   TcpStream() = default;
   TcpStream(TcpStream&& other) noexcept : descriptor_(std::exchange(other.descriptor_, nullptr)) {}
   TcpStream& operator=(TcpStream&& other) noexcept;
+  // Close(). Never blocks.
   ~TcpStream() override;
 
   // Write() of several pieces, as if they were one. Parks the fiber while the peer does not keep up; blocks the thread
@@ -116,8 +117,9 @@ struct ListenOptions {
 class TcpListener final : public Listener {
  public:
   // Listens on `address`, as Address::Parse reads it; port 0 is a free one, which local() tells. Never blocks.
-  // kInvalidArgument: not an address, in use, not this machine's, not permitted: ErrnoOf() says which;
-  // kResourceExhausted: descriptors, memory, epoll watches; kFailedPrecondition: called from a plain thread.
+  // kInvalidArgument: not an address, not this machine's, not permitted: ErrnoOf() says which; kAlreadyExists: somebody has
+  // the address; kResourceExhausted: descriptors, memory, epoll watches; kFailedPrecondition: called from a plain thread,
+  // or by a fiber of a simulation, which has no sockets.
   static absl::StatusOr<TcpListener> Listen(std::string_view address, ListenOptions options = {});
   static absl::StatusOr<TcpListener> Listen(const Address& address, ListenOptions options = {});
 
@@ -126,6 +128,7 @@ class TcpListener final : public Listener {
   TcpListener(TcpListener&& other) noexcept
       : descriptor_(std::exchange(other.descriptor_, nullptr)) {}
   TcpListener& operator=(TcpListener&& other) noexcept;
+  // Close(). Never blocks.
   ~TcpListener() override;
 
   // The next connection. Parks the fiber while there is none; blocks the thread when called from a plain one.

@@ -88,10 +88,7 @@ bool IsConnectedToItself(int fd, const Address& address) {
 
 absl::StatusOr<TcpStream> TcpStream::Connect(std::string_view host_port, Deadline deadline) {
   absl::StatusOr<Address> address = Address::Parse(host_port);
-  if (!address.ok()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        std::string(address.status().message()), " (which does not resolve them yet)"));
-  }
+  if (!address.ok()) return address.status();
   return Connect(*address, deadline);
 }
 

@@ -13,15 +13,16 @@ namespace netpoll {
 // has it. Whether it then really does not block is between the caller and whoever else uses the descriptor. Files that
 // are always ready are so here.
 //
-//   while ((n = read(tty, line, sizeof line)) < 0 && errno == EAGAIN) {
+//   while ((n = TryRead(tty, line)) == 0) {  // which reads, and returns 0 where errno is EAGAIN
 //     if (absl::Status status = netpoll::WaitReadable(tty, absl::Seconds(5)); !status.ok()) return status;
 //   }
 //
 // It costs some system calls each time (the wait is on a duplicate, so that whatever happens to the number meanwhile
 // does no harm): for what is read all day, netpoll's own streams are faster.
 //
-// Parks the fiber. A plain thread is blocked instead. kDeadlineExceeded and kCancelled; kInvalidArgument: no such descriptor; kResourceExhausted: no descriptors or epoll watches left;
-// kFailedPrecondition: this fiber's scheduler has no poller (simulation).
+// Parks the fiber; blocks the thread when called from a plain one. kDeadlineExceeded, kCancelled; kInvalidArgument: no such
+// descriptor; kResourceExhausted: no descriptors, epoll watches or memory left; kFailedPrecondition: this fiber's
+// scheduler has no poller (simulation).
 // REQUIRES: `fd` is not closed meanwhile; if it is, the wait goes on as if it were not.
 absl::Status WaitReadable(int fd, fiber::Deadline deadline = {});
 absl::Status WaitWritable(int fd, fiber::Deadline deadline = {});

@@ -46,7 +46,7 @@ Address LocalAddress(Descriptor* descriptor) {
 std::string PeerText(int fd) {
   if (const Address peer = PeerOf(fd); peer.size() != 0) return peer.ToString();
   if (const Address local = LocalOf(fd); local.size() != 0) {
-    return absl::StrCat("the peer of ", local.ToString());
+    return absl::StrCat("the lost peer of this end, ", local.ToString());
   }
   return "a socket";
 }

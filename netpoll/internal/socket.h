@@ -18,7 +18,7 @@ Address PeerOf(int fd);
 // Likewise if `descriptor` is null or closed.
 Address LocalAddress(Descriptor* descriptor);
 
-// "127.0.0.1:80" for messages: the peer where it is known, else "the peer of …" this end, else "a socket".
+// "127.0.0.1:80" for messages: the peer where it is known, else "the lost peer of this end, …", else "a socket".
 std::string PeerText(int fd);
 
 }  // namespace netpoll::internal

@@ -65,7 +65,7 @@ TEST_P(ListenerTest, WhatIsNoAddressIsInvalid) {
   Run([] {
     const absl::Status name = TcpStream::Connect("localhost:80").status();
     EXPECT_TRUE(absl::IsInvalidArgument(name)) << name;
-    EXPECT_NE(std::string(name.message()).find("does not resolve"), std::string::npos);
+    EXPECT_NE(std::string(name.message()).find("not resolved"), std::string::npos);
     EXPECT_TRUE(absl::IsInvalidArgument(TcpStream::Connect("").status()));
     EXPECT_TRUE(absl::IsInvalidArgument(TcpStream::Connect(Address()).status()));
     EXPECT_TRUE(absl::IsInvalidArgument(TcpListener::Listen(Address()).status()));
@@ -73,11 +73,11 @@ TEST_P(ListenerTest, WhatIsNoAddressIsInvalid) {
   });
 }
 
-TEST_P(ListenerTest, AnAddressInUseIsInvalidAndSaysSo) {
+TEST_P(ListenerTest, AnAddressInUseAndAForeignOneAreToldApart) {
   Run([] {
     TcpListener listener = ListenOnLoopback();
     const absl::Status status = TcpListener::Listen(listener.local()).status();
-    EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+    EXPECT_TRUE(absl::IsAlreadyExists(status)) << status;
     EXPECT_EQ(ErrnoOf(status), EADDRINUSE);
     const absl::Status foreign = TcpListener::Listen("192.0.2.1:0").status();
     EXPECT_TRUE(absl::IsInvalidArgument(foreign)) << foreign;
