@@ -173,7 +173,7 @@ int main(int argc, char** argv) {
   if (const int64_t available = AvailableMemory(); count * kExpectedBytes > available) {
     std::cerr << "a limit was met: memory. " << count << " parked fibers take about "
               << (count * kExpectedBytes >> 20) << " MiB, and there are " << (available >> 20)
-              << "\n";
+              << " MiB\n";
     return 1;
   }
   return sched::Run(options, [count] { return ParkMany(count); });

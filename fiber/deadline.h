@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#if __cplusplus < 202002L
+#error "Weft is C++20: build with -std=c++20 (Bazel: build --cxxopt=-std=c++20)"
+#endif
 #ifndef WEFT_FIBER_DEADLINE_H_
 #define WEFT_FIBER_DEADLINE_H_
 
@@ -15,12 +18,12 @@ namespace fiber {
 absl::Duration Now();
 
 // Deadline is a point on the scheduler's monotonic clock, or never. It is the last parameter of every call that
-// parks, and converts from a duration:
+// parks and may fail, and converts from a duration:
 //
 //   auto n = stream.Read(buffer, absl::Seconds(2));         // two seconds for this call
 //
 //   const fiber::Deadline all = absl::Seconds(10);          // ten seconds for all three
-//   mutex.Lock(all).ok() && slots.Acquire(1, all).ok() && done.Wait(all).ok();
+//   if (!slots.Acquire(1, all).ok() || !done.Wait(all).ok()) return;
 //
 // A call that would have to park, and for whose timer there is no memory, fails with kResourceExhausted.
 //
@@ -38,6 +41,7 @@ class Deadline {
   Deadline(std::chrono::duration<Rep, Period> from_now)  // NOLINT: implicit by design
       : Deadline(absl::FromChrono(from_now)) {}
 
+  // No deadline. Never blocks.
   static constexpr Deadline Never() { return Deadline(); }
   // The earlier of the two. Never blocks.
   static constexpr Deadline Earlier(Deadline a, Deadline b) { return a.ns_ < b.ns_ ? a : b; }
@@ -48,12 +52,13 @@ class Deadline {
     return deadline;
   }
 
+  // Never blocks.
   bool is_never() const { return ns_ == INT64_MAX; }
   // Whether it has passed. Never blocks.
   bool is_past() const;
   // Until it passes: zero if it has, infinite for never. Never blocks.
   absl::Duration remaining() const;
-  // Nanoseconds since the clock's start; INT64_MAX for never.
+  // Nanoseconds since the clock's start; INT64_MAX for never. Never blocks.
   constexpr int64_t nanos() const { return ns_; }
 
   friend constexpr auto operator<=>(Deadline, Deadline) = default;

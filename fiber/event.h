@@ -42,8 +42,8 @@ class Event {
   bool is_set() const { return (word_.Load() & kSet) != 0; }
 
   // Waits until it is set: OK. Parks the fiber; blocks the thread when called from a plain one.
-  // kDeadlineExceeded or kCancelled: it was not set in time. Looked at before anything else, as
-  // everywhere.
+  // kDeadlineExceeded or kCancelled: it was not set in time. Both are looked at first, as
+  // everywhere: with a deadline that has passed it fails even if the event is set.
   [[nodiscard]] absl::Status Wait(Deadline deadline = {});
 
  private:

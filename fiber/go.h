@@ -10,6 +10,9 @@
 // Spawning never parks and takes no stack: a fiber gets one at its first run. One that finds none free stays unstarted
 // until there is. From a plain thread the one running runtime is used; with none or several that is a bug, and
 // sched::Runtime::Go says which one is meant.
+#if __cplusplus < 202002L
+#error "Weft is C++20: build with -std=c++20 (Bazel: build --cxxopt=-std=c++20)"
+#endif
 #ifndef WEFT_FIBER_GO_H_
 #define WEFT_FIBER_GO_H_
 
@@ -33,7 +36,7 @@ namespace fiber {
 // FiberOptions describes a fiber that is not like the others.
 struct FiberOptions {
   std::string name = {};   // shown by messages and dumps
-  size_t stack_bytes = 0;  // rounded up to a class: 64 KiB, 256 KiB, 1 MiB, 8 MiB. 0: the runtime's default
+  size_t stack_bytes = 0;  // rounded up to a class: 64 KiB, 256 KiB, 1 MiB, 8 MiB; more ends the process. 0: the default
 };
 
 template <class T>
@@ -97,9 +100,10 @@ class [[nodiscard]] JoinHandle {
     }
     return *this;
   }
+  // As the assignment: cancels and joins what it has. Parks the fiber; blocks the thread when called from a plain one.
   ~JoinHandle() { Drop(); }
 
-  // The value the fiber returned; rethrows what escaped it. A joiner that is cancelled cancels the fiber and goes on
+  // The value the fiber returned, by value also where it returned a reference; rethrows what escaped it. A joiner that is cancelled cancels the fiber and goes on
   // waiting. The handle is empty afterwards. Parks the fiber; blocks the thread when called from a plain one.
   // REQUIRES: is_valid(), and not by the fiber itself.
   T Join() {
@@ -117,7 +121,7 @@ class [[nodiscard]] JoinHandle {
   // Cancels the fiber: from now on, one under way included, its parking calls that can fail return kCancelled with the
   // cause's message. A fiber that has not started still starts. The first cause stays. Never blocks.
   // REQUIRES: is_valid().
-  void Cancel(absl::Status cause = absl::CancelledError()) {
+  void Cancel(absl::Status cause = absl::CancelledError("cancelled by its JoinHandle")) {
     internal::Cancel(Checked("Cancel"), cause);
   }
 

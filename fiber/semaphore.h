@@ -32,7 +32,7 @@ namespace fiber {
 // somebody waits ends the process.
 class Semaphore {
  public:
-  // REQUIRES: permits >= 0
+  // Never blocks. REQUIRES: permits >= 0
   constexpr explicit Semaphore(int permits)
       : word_(static_cast<uint64_t>(permits) << kPermitShift) {
     if (permits < 0) DieOfCount("Semaphore", permits);

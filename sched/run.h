@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+#if __cplusplus < 202002L
+#error "Weft is C++20: build with -std=c++20 (Bazel: build --cxxopt=-std=c++20)"
+#endif
 #ifndef WEFT_SCHED_RUN_H_
 #define WEFT_SCHED_RUN_H_
 
 #include <concepts>
+#include <source_location>
 #include <type_traits>
 #include <utility>
 

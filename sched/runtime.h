@@ -18,8 +18,8 @@ namespace sched {
 // RuntimeOptions describes a runtime.
 struct RuntimeOptions {
   // Worker threads. 0: the environment's WEFT_WORKERS, else the smaller of the CPUs this process may run on and the
-  // tightest CPU quota of its control groups, rounded up. At most 1024. More than one fiber runs at a time even with
-  // one worker once spare workers exist: it is no mutual exclusion.
+  // tightest CPU quota of its control groups, rounded up. More than 1024, or a WEFT_WORKERS that is no number, ends the
+  // process. One worker is no substitute for a mutex: later versions may add spare threads.
   int workers = 0;
   // How long Run() and ~Runtime wait for cancelled fibers before they name the survivors and end the process.
   absl::Duration drain = absl::Seconds(10);
@@ -59,7 +59,7 @@ class Core;
 class Runtime {
  public:
   // Starts the workers. Ends the process with a message that names the limit if not one thread can be had; runs with
-  // fewer workers than asked for, and says so once, if only some can.
+  // fewer workers than asked for, and says so once, if only some can. Blocks the thread while they start.
   Runtime();
   explicit Runtime(RuntimeOptions options);
   // Shutdown(options.drain). If fibers survive that, names them and ends the process. Blocks the thread.
@@ -67,7 +67,8 @@ class Runtime {
   Runtime(const Runtime&) = delete;
   Runtime& operator=(const Runtime&) = delete;
 
-  // fiber::Go and fiber::Spawn on this runtime. Once it has stopped, a spawn ends the process. Never blocks.
+  // fiber::Go and fiber::Spawn on this runtime; they throw std::bad_alloc likewise. Once it has stopped, a spawn ends the
+  // process. Never blocks.
   template <std::invocable F>
   void Go(F fn, std::source_location site = std::source_location::current()) {
     fiber::internal::GoOn(scheduler(), std::move(fn), site);

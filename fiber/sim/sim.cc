@@ -43,6 +43,7 @@ Result Simulate(const SimOptions& options, absl::FunctionRef<void()> body,
   const std::optional<uint64_t> only_seed = internal::SeedFromEnvironment();
   const uint64_t first_seed = only_seed.value_or(options.first_seed);
   const int schedules = only_seed.has_value() ? 1 : options.schedules;
+  if (schedules < 1) fiber::internal::Fatal("SimOptions::schedules = %d: nothing would be tested", schedules);
   Result result;
   for (int i = 0; i < schedules; ++i) {
     const uint64_t seed = first_seed + static_cast<uint64_t>(i);
@@ -63,7 +64,7 @@ Result Simulate(const SimOptions& options, absl::FunctionRef<void()> body,
       result.message =
           absl::StrCat("seed ", seed, ": ", failure, "\n  after ", simulation->steps(),
                        " steps, at ", absl::FormatDuration(absl::Nanoseconds(simulation->NowNs())),
-                       " of the virtual clock; WEFT_SEED=", seed, " in the environment replays it");
+                       " of the virtual clock (which starts at 1s); WEFT_SEED=", seed, " in the environment replays it");
     }
     if (simulation->is_abandoned()) KeepForEver(std::move(simulation));
     if (!result.ok) break;

@@ -54,7 +54,7 @@ def weft_deps():
     )
 
 def weft_test_deps():
-    """Repositories only @weft's own tests need."""
+    """Repositories for @weft's own tests, and for yours that use @weft//fiber/sim:gtest."""
     maybe(
         http_archive,
         name = "com_google_googletest",

@@ -87,6 +87,7 @@ std::optional<uint64_t> SeedFromCommandLine() {
   while (!rest.empty()) {
     const std::string_view argument = rest.substr(0, rest.find('\0'));
     rest.remove_prefix(argument.size() < rest.size() ? argument.size() + 1 : rest.size());
+    if (argument == "--seed") fiber::internal::Fatal("--seed: write --seed=NUMBER");
     if (argument.starts_with(kFlag)) return ParseSeed("--seed=", argument.substr(kFlag.size()));
   }
   return std::nullopt;

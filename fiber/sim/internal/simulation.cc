@@ -223,7 +223,7 @@ std::string Simulation::DescribeStuck(bool is_livelock) const {
   std::string text;
   if (is_livelock) {
     text = absl::StrCat(
-        "livelock: after ", steps_, " steps ", has_body_ended_ ? "the body has ended, but " : "",
+        "livelock: after ", options_.max_steps, " steps ", has_body_ended_ ? "the body has ended, but " : "",
         CountFibers(fibers_.size()), fibers_.size() == 1 ? " has" : " have", " not ended");
   } else {
     text = absl::StrCat(has_body_ended_ ? "leaked fibers: the body has ended" : "deadlock",
