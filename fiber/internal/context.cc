@@ -122,6 +122,7 @@ void RunFiber(Record& self, WaitBlock& block) {
     if (next != nullptr && next->block.load(std::memory_order_relaxed) == &block) {
       next->state.store(State::kRunning, std::memory_order_relaxed);
       thread->current = next;
+      thread->operations_left = kOperationsATurn;
       self = next;
       continue;
     }
@@ -145,6 +146,7 @@ void Adopt(Record& fiber, WaitBlock& block) {
 WEFT_NO_TSAN ThreadState& Switch(ThreadState& thread, Record* to, After after) {
   thread.from = thread.current;
   thread.after = after;
+  thread.operations_left = kOperationsATurn;
   ExceptionState exceptions{};
   const bool has_exceptions =
       thread.exceptions->caught != nullptr || thread.exceptions->uncaught != 0;
@@ -205,11 +207,18 @@ bool BindStack(ThreadState& thread, Record& fiber, WaitBlock* spare) {
 
 void YieldFiber() {
   ThreadState& thread = ThisThread();
-  Record* next = nullptr;
-  if (!thread.scheduler->TakeNextForYield(thread, &next)) return;
   const int saved_errno = *thread.errno_address;
-  ThreadState& back = Switch(thread, next, After::kYield);
+  Record* next = nullptr;
+  const bool is_left = thread.scheduler->TakeNextForYield(thread, &next);
+  ThreadState& back = is_left ? Switch(thread, next, After::kYield) : thread;
   *back.errno_address = saved_errno;
+}
+
+void SpendTurn() {
+  ThreadState& thread = ThisThread();
+  if (thread.current == nullptr || --thread.operations_left > 0) return;
+  thread.operations_left = kOperationsATurn;
+  YieldFiber();
 }
 
 }  // namespace fiber::internal

@@ -38,6 +38,11 @@ inline void PrefetchStack(const Record& fiber) {
 // none, and the fiber waits in the depot's list until somebody returns one. By a worker.
 bool BindStack(ThreadState& thread, Record& fiber, WaitBlock* spare);
 
+// A call that may park has gone through without parking. So that a fiber whose sockets are always ready does not keep its
+// worker to itself, it yields after kOperationsATurn of them. Holding no lock of ours; nothing happens on a plain thread.
+inline constexpr uint32_t kOperationsATurn = 16;
+void SpendTurn();
+
 // The running fiber yields: Running → Ready, behind the others. Returns at once if there are none.
 void YieldFiber();
 

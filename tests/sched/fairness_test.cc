@@ -12,6 +12,7 @@
 #include "absl/time/time.h"
 #include "fiber/event.h"
 #include "fiber/go.h"
+#include "fiber/internal/context.h"
 #include "fiber/internal/record.h"
 #include "fiber/semaphore.h"
 #include "fiber/this_fiber.h"
@@ -23,7 +24,15 @@
 namespace {
 
 // Who keeps the worker busy.
-enum class Hog { kYielder, kYielders, kPingPong, kTwoPingPongs, kSpawnsAndJoins, kSpawnsAndYields };
+enum class Hog {
+  kYielder,
+  kYielders,
+  kPingPong,
+  kTwoPingPongs,
+  kSpawnsAndJoins,
+  kSpawnsAndYields,
+  kNeverParks,  // calls that could park go through at once, as on a socket that is always ready
+};
 // Whom it must not keep out.
 enum class Guest {
   kSpawnedBefore,      // in the run queue, and older than what the hogs start
@@ -37,7 +46,7 @@ enum class Guest {
 
 std::ostream& operator<<(std::ostream& out, Hog hog) {
   constexpr const char* kNames[] = {"Yielder",      "Yielders",       "PingPong",
-                                    "TwoPingPongs", "SpawnsAndJoins", "SpawnsAndYields"};
+                                    "TwoPingPongs", "SpawnsAndJoins", "SpawnsAndYields", "NeverParks"};
   return out << kNames[static_cast<int>(hog)];
 }
 std::ostream& operator<<(std::ostream& out, Guest guest) {
@@ -72,6 +81,12 @@ class Hogs {
       case Hog::kSpawnsAndJoins:
         return Start([this] {
           while (Round()) fiber::Spawn([] {}).Join();
+        });
+      case Hog::kNeverParks:
+        return Start([this] {
+          while (Round()) {
+            for (uint32_t i = 0; i < fiber::internal::kOperationsATurn; ++i) fiber::internal::SpendTurn();
+          }
         });
       case Hog::kSpawnsAndYields:
         return Start([this] {
@@ -237,7 +252,7 @@ INSTANTIATE_TEST_SUITE_P(
     Mixes, FairnessTest,
     testing::Combine(testing::Values(1, 2),
                      testing::Values(Hog::kYielder, Hog::kYielders, Hog::kPingPong, Hog::kTwoPingPongs,
-                                     Hog::kSpawnsAndJoins, Hog::kSpawnsAndYields),
+                                     Hog::kSpawnsAndJoins, Hog::kSpawnsAndYields, Hog::kNeverParks),
                      testing::Values(Guest::kSpawnedBefore, Guest::kSpawnedOutside,
                                      Guest::kSpawnedBehindUnparked, Guest::kUnparkedInside,
                                      Guest::kUnparkedOutside, Guest::kSleeping, Guest::kYielding)),
