@@ -65,12 +65,13 @@ int64_t FiledNs(const WaitBlock& block) {
 }  // namespace
 
 bool TryFile(WaitBlock& block, int64_t deadline_ns, int64_t lateness_ns,
-             bool is_lateness_tolerable) {
+             bool is_lateness_tolerable, const void* by) {
   const int64_t early_enough = is_lateness_tolerable ? deadline_ns : deadline_ns - lateness_ns;
   int64_t filed;
   do {
     filed = FiledNs(block);
     if (filed <= early_enough) return false;
+    if (filed == kNeverNs) block.timer.filed_by.store(by, std::memory_order_seq_cst);  // order: timer
   } while (!block.timer.filed_ns.compare_exchange_weak(filed, deadline_ns,
                                                        std::memory_order_seq_cst,  // order: timer
                                                        std::memory_order_relaxed));
@@ -87,11 +88,18 @@ void ForgetTimer(WaitBlock& block) {
                                                        std::memory_order_relaxed));
 }
 
-int64_t OnTimer(WaitBlock& block, int64_t entry_ns, int64_t now_ns) {
+int64_t OnTimer(WaitBlock& block, int64_t entry_ns, int64_t now_ns, const void* by) {
   Atomic<int64_t>& filed_ns = block.timer.filed_ns;
-  if (!filed_ns.compare_exchange_strong(entry_ns, DeadlineTimer::kBusyNs,
-                                        std::memory_order_seq_cst,  // order: timer
-                                        std::memory_order_relaxed)) {
+  int64_t filed;
+  do {
+    // Busy: by an entry of the same instant, which may be another runtime's and not count.
+    filed = FiledNs(block);
+    if (filed != entry_ns) return kNeverNs;
+  } while (!filed_ns.compare_exchange_weak(filed, DeadlineTimer::kBusyNs,
+                                           std::memory_order_seq_cst,  // order: timer
+                                           std::memory_order_relaxed));
+  if (block.timer.filed_by.load(std::memory_order_seq_cst) != by) {  // order: timer
+    filed_ns.store(entry_ns, std::memory_order_seq_cst);             // order: timer
     return kNeverNs;
   }
   // The word first: the claim can only succeed if this very wait was open when its deadline was read.

@@ -91,16 +91,16 @@ void Unpark(WaitBlock& block);
 
 // For a scheduler's ArmTimer, once the block's wish is stored. False: what is filed already falls due early enough.
 // True: the caller files an entry (block, deadline_ns). An entry may fall due late by up to `lateness_ns`; the caller
-// says whether a reuse may cost the wish as much (is_lateness_tolerable).
+// says whether a reuse may cost the wish as much (is_lateness_tolerable), and by whose entries it goes: its scheduler's.
 [[nodiscard]] bool TryFile(WaitBlock& block, int64_t deadline_ns, int64_t lateness_ns,
-                           bool is_lateness_tolerable);
+                           bool is_lateness_tolerable, const void* by = nullptr);
 
 // The block's fiber has ended: no entry counts any more. By its worker.
 void ForgetTimer(WaitBlock& block);
 
 // An entry (block, entry_ns) is due. If it counts: claims the wait and unparks it if its deadline has passed at `now_ns`;
 // if the deadline is still to come, returns it, and the caller files an entry under it. Otherwise kNeverNs.
-int64_t OnTimer(WaitBlock& block, int64_t entry_ns, int64_t now_ns);
+int64_t OnTimer(WaitBlock& block, int64_t entry_ns, int64_t now_ns, const void* by = nullptr);
 
 }  // namespace fiber::internal
 

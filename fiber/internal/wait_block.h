@@ -94,8 +94,10 @@ struct Waiter {
 //   filed early enough (TryFile)? then done         load the wish
 //   else CAS filed_ns → the wish, and file it       still to come: filed_ns = the wish, and file it; else filed_ns = never
 //
-// Busy shuts out the owner, which waits a few instructions. When a fiber ends, nothing counts any more (ForgetTimer): the
-// block may next serve a fiber of another runtime, and this one's wheels, with what they hold, may go.
+// Busy shuts out the owner, and schedulers with other entries, which wait a few instructions. When a fiber ends, nothing
+// counts any more (ForgetTimer): the block may next serve a fiber of another runtime, and this one's wheels, with what they
+// hold, may go. An entry that an earlier runtime still holds may name the same instant as a new one: `filed_by` says
+// whose counts. It only changes while nothing is filed.
 //
 // order: timer — all of these are seq_cst: the owner's store and load, the scheduler's CAS and load are a store-load
 // pair, so either the owner finds the entry taken, or the scheduler sees the wish.
@@ -103,6 +105,7 @@ struct DeadlineTimer {
   static constexpr int64_t kBusyNs = INT64_MIN;
   Atomic<int64_t> deadline_ns{kNeverNs};
   Atomic<int64_t> filed_ns{kNeverNs};
+  Atomic<const void*> filed_by{nullptr};
 };
 
 enum class StackClass : uint8_t { k64KiB, k256KiB, k1MiB, k8MiB };

@@ -54,6 +54,9 @@ int WorkerCount(int asked) {
 // Half of what the process may use, or no bound: the kernel's killer gives no error. The other half is for what fibers need
 // beyond a page of stack each, and for everything else.
 size_t StackMemory(size_t asked) {
+  if (asked > 0 && asked < fiber::internal::kPageBytes) {
+    Fatal("RuntimeOptions::max_stack_memory = %zu: that is not one stack; it takes %zu", asked, fiber::internal::kPageBytes);
+  }
   if (asked != 0) return asked;
   const size_t memory = CgroupMemoryMax();
   return memory == SIZE_MAX ? 0 : memory / 2;
@@ -74,7 +77,7 @@ Core::Core(const RuntimeOptions& options)
       options_(options),
       stack_class_(DefaultClass(options.default_stack_bytes)) {
   const int workers = WorkerCount(options.workers);
-  for (int i = 0; i < workers; ++i) queues_.push_back(std::make_unique<RunQueue>());
+  for (int i = 0; i < workers; ++i) queues_.push_back(std::make_unique<RunQueue>(this));
   RaiseDescriptorLimit();
   StackDepot::Get().SetMaxMemory(StackMemory(options.max_stack_memory));
   fiber::internal::InstallOverflowHandler();
@@ -96,10 +99,10 @@ void Core::Start() {
   if (started == workers_.size()) return;
   if (started == 0) {
     Fatal("not one worker thread can be had: the limit on threads is reached (ulimit -u, the pids limit of the "
-          "control group, kernel.threads-max)");
+          "control group, kernel.threads-max) or on address space (ulimit -v)");
   }
   LogLine("only %u of %zu worker threads can be had: the limit on threads is reached (ulimit -u, the pids limit of the "
-          "control group, kernel.threads-max)",
+          "control group, kernel.threads-max) or on address space (ulimit -v)",
           started, workers_.size());
   workers_.resize(started);  // their queues stay, always empty
 }
@@ -211,7 +214,7 @@ bool Core::ArmTimer(ThreadState& thread, WaitBlock& block, int64_t deadline_ns) 
   if (filed != kBusy && filed <= deadline_ns - kLate) return true;
   const int64_t now = fiber::internal::MonotonicNs();
   // A wait of 64 times that may be as late anyway (a sixty-fourth of its length).
-  if (!TryFile(block, deadline_ns, kLate, deadline_ns - now >= 64 * kLate)) return true;
+  if (!TryFile(block, deadline_ns, kLate, deadline_ns - now >= 64 * kLate, this)) return true;
   Worker& worker = *static_cast<Worker*>(thread.worker);
   try {
     if (worker.queue().timers.File(block, deadline_ns, now)) worker.OweKeeper();  // told when a successor is found

@@ -21,6 +21,9 @@ struct alignas(64) RunQueue {
   static constexpr size_t kRingSlots = 2048;
   static constexpr size_t kUnstartedSlots = 1024;
 
+  // `owner`: the runtime.
+  explicit RunQueue(const void* owner) : timers(owner) {}
+
   // The fiber unparked last by the one that runs: it runs next, while what it needs is in the cache. Owner and anyone:
   // exchange. order: idle-wake — the exchange that fills it is a "push".
   Atomic<Record*> next_slot{nullptr};

@@ -16,7 +16,7 @@ using fiber::internal::OnTimer;
 using fiber::internal::SpinLockHolder;
 using fiber::internal::WaitBlock;
 
-TimerQueue::TimerQueue() : wheel_(fiber::internal::MonotonicNs()) {}
+TimerQueue::TimerQueue(const void* owner) : owner_(owner), wheel_(fiber::internal::MonotonicNs()) {}
 
 bool TimerQueue::File(WaitBlock& block, int64_t deadline_ns, int64_t now_ns) {
   SpinLockHolder hold(lock_);
@@ -48,7 +48,7 @@ bool TimerQueue::Expire(int64_t now_ns) try {
     }
     for (const TimerWheel::Entry& entry : due) {
       auto& block = *static_cast<WaitBlock*>(entry.key);
-      const int64_t later = OnTimer(block, entry.deadline_ns, now_ns);
+      const int64_t later = OnTimer(block, entry.deadline_ns, now_ns, owner_);
       if (later != kNeverNs && File(block, later, now_ns)) is_earlier = true;
     }
     due.clear();

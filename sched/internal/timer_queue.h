@@ -17,7 +17,8 @@ namespace sched::internal {
 // count any more stay until they are due, or are swept when there are twice as many entries as after the last sweep.
 class TimerQueue {
  public:
-  TimerQueue();
+  // `owner`: whose entries these are (see DeadlineTimer::filed_by).
+  explicit TimerQueue(const void* owner = nullptr);
 
   // Files an entry for the block. True: the queue's earliest instant became earlier. Throws std::bad_alloc.
   [[nodiscard]] bool File(fiber::internal::WaitBlock& block, int64_t deadline_ns, int64_t now_ns);
@@ -39,6 +40,7 @@ class TimerQueue {
   static constexpr size_t kBatch = 64;
   static constexpr size_t kSmallestSweep = 1024;
 
+  const void* const owner_;
   fiber::internal::SpinLock lock_;
   TimerWheel wheel_ ABSL_GUARDED_BY(lock_);
   size_t sweep_at_ ABSL_GUARDED_BY(lock_) = kSmallestSweep;

@@ -192,6 +192,34 @@ constexpr int kArmings = 1'000'000;
 // 1024 entries of 16 bytes before each sweep, the levels of the wheel, and room to spare; a million would take 16 MB.
 constexpr size_t kMostBytes = 1 << 20;
 
+// Fibers of two runtimes share a deadline, and a block goes from the one to the other.
+TEST_F(TimerQueueTest, AnEntryOfAnEarlierRuntimeDoesNotCountUnderTheSameInstant) {
+  int owner_a = 0;
+  int owner_b = 0;
+  TimerQueue queue_a(&owner_a);
+  TimerQueue queue_b(&owner_b);
+  const int64_t deadline = now_ + 10 * kMillisecond;
+  const int64_t later = now_ + 500 * kMillisecond;
+  Sleeper sleeper;
+  const auto arm = [&](TimerQueue& queue, const void* owner, int64_t deadline_ns) {
+    sleeper.block.timer.deadline_ns.store(deadline_ns, std::memory_order_seq_cst);
+    if (!TryFile(sleeper.block, deadline_ns, TimerQueue::kLatenessNs, false, owner)) return;
+    (void)queue.File(sleeper.block, deadline_ns, now_);
+  };
+  sleeper.Open();
+  arm(queue_a, &owner_a, deadline);
+  fiber::internal::ForgetTimer(sleeper.block);  // its fiber ends
+  sleeper.Open();
+  arm(queue_b, &owner_b, deadline);
+  sleeper.Open();  // a longer wait, which relies on what is filed
+  arm(queue_b, &owner_b, later);
+  ExpireUntil(queue_a, After(deadline));
+  EXPECT_FALSE(sleeper.is_woken());
+  EXPECT_EQ(queue_a.next_due_ns(), kNeverNs) << "filed anew in a queue that may be gone by then";
+  ExpireUntil(queue_b, After(later));
+  EXPECT_TRUE(sleeper.is_woken());
+}
+
 TEST_F(TimerQueueTest, AMillionArmingsUnderGrowingDeadlinesKeepTheMemoryFlat) {
   // Of a long wait one entry serves all, since it may be late as much anyway; a short one is filed anew each time.
   for (const int64_t ahead : {60 * kSecond, 10 * kMillisecond}) {

@@ -78,7 +78,7 @@ void Simulation::Run(absl::FunctionRef<void()> body, std::source_location site) 
     if (failure_.empty()) failure_ = std::move(error);
     has_body_ended_ = true;
   };
-  auto* extras = new fiber::internal::SpawnExtras{.name = "main"};
+  auto* extras = fiber::internal::MakeExtras("main").release();
   fiber::internal::StartFiber(
       fiber::internal::MakeFiber<fiber::internal::DetachedTask<decltype(main)>>(
           this, extras, 0, std::move(main), site, fiber::internal::kJoinDetached));
@@ -119,7 +119,7 @@ Simulation::Choice Simulation::Choose(ThreadState& thread, WaitBlock* spare, boo
     }
     if (chosen - runnable_.size() == due_.size()) return Choice::kStay;
     const Entry entry = TakeAt(due_, chosen - runnable_.size());
-    const int64_t again_ns = fiber::internal::OnTimer(*entry.block, entry.deadline_ns, NowNs());
+    const int64_t again_ns = fiber::internal::OnTimer(*entry.block, entry.deadline_ns, NowNs(), this);
     if (again_ns != kNeverNs) FileTimer({entry.block, again_ns});
   }
 }
@@ -178,7 +178,7 @@ bool Simulation::TakeNextForYield(ThreadState& thread, Record** next) {
 
 bool Simulation::ArmTimer(ThreadState&, WaitBlock& block, int64_t deadline_ns) {
   if (fiber::internal::TryFile(block, deadline_ns, /*lateness_ns=*/0,
-                               /*is_lateness_tolerable=*/true)) {
+                               /*is_lateness_tolerable=*/true, this)) {
     FileTimer({&block, deadline_ns});
   }
   return true;
