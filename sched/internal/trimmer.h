@@ -23,8 +23,8 @@ namespace sched::internal {
 //
 // Free stacks beyond the bound that rest lose their pages kMostDiscards a step, a million in ten seconds.
 //
-// Rate: a walk a kWalkNs at most, in steps kStepNs apart of at most kMostLooks questions to the kernel: under one per cent
-// of one CPU. When a whole walk has found nothing new and no fiber has run meanwhile, it is over until one has.
+// Rate: a walk a kWalkNs at most, in steps kStepNs apart of at most kMostLooks questions to the kernel: some per cent of
+// one CPU at the most. When a whole walk has found nothing new and no fiber has run meanwhile, it is over until one has.
 //
 // Thread safety: Step from any worker; one at a time does it.
 class Trimmer {

@@ -6,7 +6,7 @@
 #include <sys/prctl.h>
 
 #include <algorithm>
-#include <system_error>
+#include <exception>
 
 #include "fiber/internal/context.h"
 #include "fiber/internal/overflow.h"
@@ -28,7 +28,7 @@ bool Worker::Start() {
   try {
     thread_ = std::thread([this] { Main(); });
     return true;
-  } catch (const std::system_error&) {
+  } catch (const std::exception&) {  // no thread, or no memory to start one
     return false;
   }
 }
@@ -196,6 +196,7 @@ Record* Worker::Maintain() {
   if (tick_ < poll_at_) return nullptr;
   poll_at_ = tick_ + kMaintenanceRounds;
   core_.trimmer().Step(fiber::internal::MonotonicNs(), core_.Activity());
+  if (StackDepot::Get().HasWaiters()) core_.RetryStacks();
   if (EventSource* source = core_.installed_source(); source != nullptr) source->Poll(0);
   return TakeOneShared();
 }
@@ -310,14 +311,12 @@ void Worker::Sleep() {
     role_ = idle.Leave();
     return;
   }
-  const int64_t due = core_.EarliestDue();
+  // The keeper also comes back for what is not urgent: one worker is enough.
+  int64_t due = std::min(core_.EarliestDue(), core_.trimmer().NextDue(now, core_.Activity()));
+  if (StackDepot::Get().HasWaiters()) due = std::min(due, now + Core::kStackRetryNs);
   const bool is_keeper = idle.TryKeep(due, now);
   // What was armed between the reading and the publishing was told the old keeper's deadline, or none.
-  if (core_.EarliestDue() >= due) {
-    int64_t until = std::min(is_keeper ? due : kNeverNs, core_.trimmer().NextDue(now, core_.Activity()));
-    if (StackDepot::Get().HasWaiters()) until = std::min(until, now + Core::kStackRetryNs);
-    core_.sleeping_source().Poll(until);
-  }
+  if (core_.EarliestDue() >= due) core_.sleeping_source().Poll(is_keeper ? due : kNeverNs);
   if (is_keeper) idle.StopKeeping(due);
   OweKeeper();
   role_ = idle.Leave();
