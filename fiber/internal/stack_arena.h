@@ -18,7 +18,7 @@ inline constexpr size_t kPageBytes = 4096;
 // | class   | guard  | stack       | pages a slot | carved at a time |
 // |---------|--------|-------------|--------------|------------------|
 // | 64 KiB  | 4 KiB  | 64 KiB      | 17           | 64               |
-// | 256 KiB | 8 KiB  | 256 + 4 KiB | 67           | 64               |
+// | 256 KiB | 64 KiB | 256 + 4 KiB | 81           | 64               |
 // | 1 MiB   | 64 KiB | 1024 + 4 KiB | 273         | 16               |
 // | 8 MiB   | 64 KiB | 8192 + 4 KiB | 2065        | 4                |
 //
@@ -39,7 +39,7 @@ struct StackLayout {
 };
 inline constexpr StackLayout kStackLayouts[kStackClasses] = {
     {64u << 10, kPageBytes, 64, 1u << 20},
-    {(256u << 10) + kPageBytes, 2 * kPageBytes, 64, 1u << 18},
+    {(256u << 10) + kPageBytes, 16 * kPageBytes, 64, 1u << 18},
     {(1u << 20) + kPageBytes, 16 * kPageBytes, 16, 1u << 16},
     {(8u << 20) + kPageBytes, 16 * kPageBytes, 4, 1u << 13},
 };

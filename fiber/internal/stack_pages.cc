@@ -63,6 +63,7 @@ size_t TrimStackBelow(WaitBlock& block, const char* below, size_t threshold_page
   const uintptr_t below_page = reinterpret_cast<uintptr_t>(below) & ~(kPageBytes - 1);
   const auto low = reinterpret_cast<uintptr_t>(block.stack_low);
   if (below_page < low + 2 * kPageBytes) return 0;
+  if (below >= block.stack_high) return 0;  // it waits on another stack: a coroutine's of its own
   const size_t pages = (below_page - kPageBytes - low) / kPageBytes;
   if (pages <= threshold_pages) return 0;
   size_t resident = 0;

@@ -810,6 +810,8 @@ TEST(TrimTest, AStackUsedToTheLowEndHasNothingBelow) {
   StackDepot& depot = NewDepot();
   WaitBlock& block = *TakeMany(depot, StackClass::k64KiB, 1).front();
   Touch(block, 16);
+  EXPECT_EQ(TrimStackBelow(block, block.stack_high, 0), 0u) << "a fiber may wait on another stack";
+  EXPECT_EQ(TrimStackBelow(block, block.stack_high + (1 << 20), 0), 0u);
   EXPECT_EQ(TrimStackBelow(block, block.stack_low, 0), 0u);
   EXPECT_EQ(TrimStackBelow(block, block.stack_low + kPageBytes + 1, 0), 0u);
   EXPECT_EQ(TrimStackBelow(block, block.stack_low + 2 * kPageBytes, 0), kPageBytes);
