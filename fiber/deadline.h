@@ -8,6 +8,7 @@
 #include <chrono>
 #include <compare>
 #include <cstdint>
+#include <type_traits>
 
 #include "absl/time/time.h"
 
@@ -39,7 +40,7 @@ class Deadline {
   Deadline(absl::Duration from_now);  // NOLINT: implicit by design
   template <class Rep, class Period>
   Deadline(std::chrono::duration<Rep, Period> from_now)  // NOLINT: implicit by design
-      : Deadline(absl::FromChrono(from_now)) {}
+      : Deadline(ToAbsl(from_now)) {}
 
   // No deadline. Never blocks.
   static constexpr Deadline Never() { return Deadline(); }
@@ -64,6 +65,16 @@ class Deadline {
   friend constexpr auto operator<=>(Deadline, Deadline) = default;
 
  private:
+  template <class Rep, class Period>
+  static absl::Duration ToAbsl(std::chrono::duration<Rep, Period> duration) {
+    if constexpr (std::is_floating_point_v<Rep>) {
+      return absl::Seconds(std::chrono::duration<double>(duration).count());
+    } else {
+      return absl::Seconds(static_cast<int64_t>(duration.count())) * static_cast<int64_t>(Period::num) /
+             static_cast<int64_t>(Period::den);
+    }
+  }
+
   int64_t ns_ = INT64_MAX;
 };
 

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <ratio>
 
 #include "absl/time/time.h"
 #include "fiber/go.h"
@@ -88,6 +89,17 @@ FIBER_SIM_TEST(DeadlineSimTest, IsPastFromItsInstantOn) {
   EXPECT_TRUE(Sleep(absl::Nanoseconds(1)).ok());
   EXPECT_TRUE(deadline.is_past());
   EXPECT_EQ(deadline.remaining(), absl::ZeroDuration());
+}
+
+FIBER_SIM_TEST(DeadlineSimTest, ConvertsFromAnyDuration) {
+  const auto from_now = [](Deadline deadline) { return deadline.remaining(); };
+  EXPECT_EQ(from_now(std::chrono::duration<double>(0.5)), absl::Milliseconds(500));
+  EXPECT_EQ(from_now(std::chrono::duration<float, std::milli>(250)), absl::Milliseconds(250));
+  EXPECT_EQ(from_now(std::chrono::days(1)), absl::Hours(24));
+  EXPECT_EQ(from_now(std::chrono::duration<int64_t, std::ratio<1, 60>>(90)), absl::Milliseconds(1500));
+  EXPECT_EQ(from_now(std::chrono::microseconds(7)), absl::Microseconds(7));
+  EXPECT_TRUE(Deadline(std::chrono::hours::max()).is_never());
+  EXPECT_TRUE(Deadline(std::chrono::seconds(-1)).is_past());
 }
 
 // One deadline for several calls: they share the time.
