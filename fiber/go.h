@@ -189,7 +189,7 @@ void GoOn(Scheduler* scheduler, F fn, std::source_location site) {
 
 template <class F>
 void GoOn(Scheduler* scheduler, FiberOptions options, F fn, std::source_location site) {
-  auto extras = std::make_unique<SpawnExtras>(std::move(options.name));
+  auto extras = MakeExtras(std::move(options.name));
   StartFiber(MakeFiber<DetachedTask<F>>(scheduler, extras.release(), options.stack_bytes,
                                         std::move(fn), site, kJoinDetached));
 }
@@ -205,7 +205,7 @@ JoinHandle<ResultOf<F>> SpawnOn(Scheduler* scheduler, F fn, std::source_location
 template <class F>
 JoinHandle<ResultOf<F>> SpawnOn(Scheduler* scheduler, FiberOptions options, F fn,
                                 std::source_location site) {
-  auto extras = std::make_unique<SpawnExtras>(std::move(options.name));
+  auto extras = MakeExtras(std::move(options.name));
   Record& fiber = MakeFiber<JoinedTask<F, ResultOf<F>>>(scheduler, extras.release(),
                                                         options.stack_bytes, std::move(fn), site, 0);
   StartFiber(fiber);

@@ -18,12 +18,14 @@ using internal::WaitBlock;
 
 absl::Status Sleep(Deadline deadline) {
   Wait wait(WaitReason::kSleep, nullptr);
-  absl::Status status = wait.Check(deadline);
-  if (absl::IsDeadlineExceeded(status)) return absl::OkStatus();
-  if (!status.ok()) return status;
+  if (absl::Status status = wait.Check(Deadline::Never()); !status.ok()) return status;
+  if (deadline.is_past()) {
+    internal::SpendTurn();
+    return absl::OkStatus();
+  }
   wait.Open();  // linked nowhere: only the deadline or a cancellation claims it
-  status = wait.StatusOf(wait.Park(deadline));
-  return absl::IsDeadlineExceeded(status) ? absl::OkStatus() : status;
+  const uint32_t outcome = wait.Park(deadline);
+  return outcome == internal::kOutcomeDeadline ? absl::OkStatus() : wait.StatusOf(outcome);
 }
 
 void Yield() {

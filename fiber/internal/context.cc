@@ -134,7 +134,7 @@ void RunFiber(Record& self, WaitBlock& block) {
 
 void Adopt(Record& fiber, WaitBlock& block) {
   if ((fiber.flags & Record::kFlagHeapTask) != 0 && fiber.extras() != nullptr) {
-    SetName(block, new std::string(std::move(fiber.extras()->name)));
+    SetName(block, fiber.extras()->name.release());
     delete fiber.extras();
     fiber.extras() = nullptr;
   }

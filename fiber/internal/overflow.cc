@@ -88,11 +88,15 @@ void OnFault(int signal, siginfo_t* info, void* context) {
 AlternateStack::AlternateStack() {
   void* memory = mmap(nullptr, kAlternateBytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) return;
+  if (memory == MAP_FAILED) {
+    LogLine("stack overflows on a worker will not be named: mmap: %s", strerror(errno));
+    return;
+  }
   stack_t stack{};
   stack.ss_sp = memory;
   stack.ss_size = kAlternateBytes;
   if (sigaltstack(&stack, nullptr) != 0) {
+    LogLine("stack overflows on a worker will not be named: sigaltstack: %s", strerror(errno));
     munmap(memory, kAlternateBytes);
     return;
   }

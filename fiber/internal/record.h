@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <source_location>
 #include <string>
 
@@ -36,7 +37,8 @@ enum class State : uint32_t {
 
 // Options of a spawn that are rare enough to live on the heap until the first run.
 struct SpawnExtras {
-  std::string name;
+  // Of its own, so that it can change hands in the middle of a park, where nothing may be allocated.
+  std::unique_ptr<std::string> name;
 };
 
 // Record is a fiber. 128 bytes from spawn to join, in slabs that are never discarded and can be walked.

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fiber/internal/spawn.h"
 
+#include <memory>
+#include <new>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "fiber/internal/join.h"
@@ -61,6 +65,12 @@ void UnregisterScheduler(Scheduler& scheduler) {
   std::erase(schedulers.all, &scheduler);
 }
 
+std::unique_ptr<SpawnExtras> MakeExtras(std::string name) {
+  auto extras = std::make_unique<SpawnExtras>();
+  extras->name = std::make_unique<std::string>(std::move(name));
+  return extras;
+}
+
 Record& NewFiber(Scheduler* scheduler, SpawnExtras* extras, size_t stack_bytes,
                  std::source_location site) {
   ThreadState& thread = ThisThread();
@@ -95,7 +105,11 @@ void DropFiber(Record& fiber) {
 }
 
 void TerminateForEscaped(Record& fiber, std::exception_ptr error) {
-  const std::string who = Describe(fiber);
+  std::string who = "a fiber";
+  try {
+    who = Describe(fiber);
+  } catch (const std::bad_alloc&) {  // which may be what escaped it
+  }
   try {
     std::rethrow_exception(std::move(error));
   } catch (const std::exception& e) {

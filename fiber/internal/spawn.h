@@ -21,6 +21,8 @@ StackClass StackClassFor(size_t bytes);
 
 // A record for a fiber of `scheduler` (null: the caller's, or the one running runtime), with everything filled in but
 // what it runs. `extras` may be null; `stack_bytes` 0: the default.
+std::unique_ptr<SpawnExtras> MakeExtras(std::string name);
+
 Record& NewFiber(Scheduler* scheduler, SpawnExtras* extras, size_t stack_bytes,
                  std::source_location site);
 // Hands a complete record to its scheduler.

@@ -329,10 +329,19 @@ int64_t StackDepot::DiscardExcess(int64_t now_ns, size_t most) {
   return rested_ > 0 ? now_ns : rest_began_ns_ + kRestNs;
 }
 
+// Who calls is about to leave its stack, and in no state to throw: no memory to say why is a reason like others.
+WaitBlock* StackDepot::TakeOrNone(StackClass cls, absl::Status* why) noexcept {
+  try {
+    return Take(cls, kMostTaken, why);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
+
 WaitBlock* StackDepot::TakeForCache(StackClass cls, StackCache& cache, Record& fiber) {
   for (;;) {
     absl::Status why;
-    if (WaitBlock* block = Take(cls, kMostTaken, &why); block != nullptr) {
+    if (WaitBlock* block = TakeOrNone(cls, &why); block != nullptr) {
       StackChain rest;
       for (WaitBlock* next = NextFree(*block); next != nullptr;) {
         WaitBlock* current = next;
@@ -379,7 +388,8 @@ bool StackDepot::WaitInLine(StackClass cls, Record& fiber, const absl::Status& w
     }
   }
   if (is_log_due) {
-    LogLine("%s; until then fibers wait unstarted", std::string(why.message()).c_str());
+    const absl::string_view limit = why.ok() ? "no stack for another fiber: the heap is exhausted" : why.message();
+    LogLine("%.*s; until then fibers wait unstarted", static_cast<int>(limit.size()), limit.data());
   }
   return true;
 }

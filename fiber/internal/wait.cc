@@ -59,7 +59,7 @@ uint32_t Wait::Park(Deadline deadline) {
     BlockThread(deadline.nanos());
     return block_->outcome;
   }
-  if (interruptible_ == Interruptible::kYes && !CancelStatus(*fiber_).ok() && CloseUnclaimed()) {
+  if (interruptible_ == Interruptible::kYes && IsCancelled(*fiber_) && CloseUnclaimed()) {
     return kOutcomeCancelled;
   }
   const bool has_deadline = !deadline.is_never();
@@ -112,6 +112,11 @@ absl::Status Wait::StatusOf(uint32_t outcome) const {
     default:
       return absl::OkStatus();
   }
+}
+
+bool IsCancelled(const Record& fiber) {
+  return fiber.cancel.load(std::memory_order_seq_cst) != nullptr ||  // order: cancel
+         fiber.scheduler->is_cancelled();
 }
 
 absl::Status CancelStatus(const Record& fiber) {

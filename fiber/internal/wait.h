@@ -76,6 +76,8 @@ class Wait {
   uint64_t open_word_ = 0;
 };
 
+// Whether `fiber` or its whole scheduler has been cancelled.
+bool IsCancelled(const Record& fiber);
 // kCancelled with the cause's message if `fiber` or its whole scheduler has been cancelled, else OK.
 absl::Status CancelStatus(const Record& fiber);
 

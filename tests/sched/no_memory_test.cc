@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Waits with a deadline when the heap is exhausted. A process of its own: it has its own operator new.
+// Waiting and parking when the heap is exhausted. A process of its own: it has its own operator new.
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
@@ -21,8 +21,11 @@ namespace {
 
 std::atomic<bool> is_exhausted{false};
 
+std::atomic<bool> is_everything_refused{false};
+
 // What timers are kept in comes in powers of two from 64 bytes on; what else is allocated here does not.
 bool IsRefused(size_t size) {
+  if (is_everything_refused.load(std::memory_order_relaxed)) return true;
   return is_exhausted.load(std::memory_order_relaxed) && size >= 64 && (size & (size - 1)) == 0;
 }
 
@@ -80,6 +83,40 @@ TEST(NoMemoryTest, AWaitWhoseDeadlineCannotBeKeptFailsAndNothingElseChanges) {
     release.Set();
     holder.Join();
     EXPECT_TRUE(fiber::Sleep(absl::Milliseconds(1)).ok());
+  });
+}
+
+// Whoever parks runs its successor's start on its own stack: that must not need the heap.
+TEST(NoMemoryTest, ANamedFiberStartsWhereAnotherParksOrYields) {
+  sched::Run({.workers = 1}, [] {
+    fiber::Event event;
+    auto setter = fiber::Spawn({.name = "a name of more than the few bytes that a string holds"}, [&] {
+      EXPECT_EQ(fiber::CurrentName().substr(0, 6), "a name");
+      event.Set();
+    });
+    auto other = fiber::Spawn({.name = "another"}, [] {});
+    is_everything_refused = true;
+    const bool is_woken = event.Wait().ok();
+    fiber::Yield();
+    is_everything_refused = false;
+    EXPECT_TRUE(is_woken);
+    setter.Join();
+    other.Join();
+  });
+}
+
+TEST(NoMemoryTest, AFiberThatFindsNoStackWaitsInLineAllTheSame) {
+  sched::Run({.workers = 1, .max_stack_memory = 2 * 4096}, [] {
+    fiber::Event release;
+    auto holder = fiber::Spawn([&] { EXPECT_TRUE(release.Wait().ok()); });
+    fiber::Yield();
+    auto waiting = fiber::Spawn([] {});
+    is_everything_refused = true;
+    fiber::Yield();
+    is_everything_refused = false;
+    release.Set();
+    holder.Join();
+    waiting.Join();
   });
 }
 
