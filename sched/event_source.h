@@ -10,7 +10,8 @@ namespace sched {
 // that an event wakes a worker without a detour over another thread. `netpoll` implements it over epoll; without
 // sockets the runtime's own, a futex, is there only to be interrupted.
 //
-// Both functions may be called from any number of threads at once.
+// Both functions may be called from any number of threads at once. A runtime destroys its source when it has stopped: from
+// then on there are no events, which the source says to those who wait for one elsewhere.
 class EventSource {
  public:
   virtual ~EventSource() = default;

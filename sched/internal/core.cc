@@ -83,8 +83,9 @@ Core::Core(const RuntimeOptions& options)
   fiber::internal::InstallOverflowHandler();
 }
 
-Core::~Core() {
-  // The last fiber may have been made runnable by a thread that is still on its way out of here.
+Core::~Core() { AwaitForeigners(); }
+
+void Core::AwaitForeigners() {
   fiber::internal::Backoff backoff;
   while (foreign_.load(std::memory_order_acquire) != 0) backoff.Pause();  // order: foreign
 }
@@ -111,6 +112,7 @@ void Core::Stop() {
   is_stopped_.store(true, std::memory_order_release);  // order: stop
   InterruptSleeper();  // whoever stops interrupts the next
   for (const auto& worker : workers_) worker->Join();
+  EndEventSource();
   StackDepot& depot = StackDepot::Get();
   depot.DiscardIdle(depot.Excess());  // there may be no other runtime to do it little by little
 }
@@ -337,6 +339,15 @@ EventSource* Core::InstallEventSource(std::unique_ptr<EventSource> (*make)()) {
   // is for that sleeper. Its grant came before the store, so whoever this wakes takes it.
   owned_source_->Interrupt();
   return owned_source_.get();
+}
+
+void Core::EndEventSource() {
+  // The last fiber may have been made runnable by a thread that has yet to interrupt a sleeper. Nobody comes after it:
+  // there is no fiber left to be made runnable, or to install a source.
+  AwaitForeigners();
+  std::lock_guard<std::mutex> hold(install_mutex_);
+  installed_source_.store(nullptr, std::memory_order_relaxed);
+  owned_source_ = nullptr;
 }
 
 EventSource* InstalledEventSource(fiber::Scheduler* scheduler,

@@ -42,7 +42,7 @@ class Core final : public fiber::Scheduler {
   ~Core() override;
 
   void Start();
-  // Ends the workers. REQUIRES: no fiber is left.
+  // Ends the workers, then the event source: who waits for an event of it is told. REQUIRES: no fiber is left.
   void Stop();
 
   // fiber::Scheduler.
@@ -98,8 +98,8 @@ class Core final : public fiber::Scheduler {
   static constexpr int64_t kStackRetryNs = 10'000'000;
 
  private:
-  // Counts a thread from outside in while it touches the runtime, so that ~Core waits for it: the fiber it made runnable
-  // may be the last one. order: foreign — release by the leaver, acquire by ~Core.
+  // Counts a thread from outside in while it touches the runtime, so that its end waits for it: the fiber it made runnable
+  // may be the last one. order: foreign — release by the leaver, acquire by AwaitForeigners.
   class ForeignEntry {
    public:
     explicit ForeignEntry(Core& core) : core_(core) {
@@ -113,6 +113,8 @@ class Core final : public fiber::Scheduler {
 
   Worker* WorkerOf(const fiber::internal::ThreadState& thread) const;
   bool IsDrained() const;
+  void AwaitForeigners();
+  void EndEventSource();
 
   const RuntimeOptions options_;
   const fiber::internal::StackClass stack_class_;

@@ -280,6 +280,34 @@ TEST(OrphanTest, WhoeverWaitsWhenTheRuntimeEndsIsTold) {
   reader.join();
 }
 
+TEST(OrphanTest, ARuntimeThatWasShutDownTellsThemToo) {
+  std::optional<StreamPair> pair;
+  std::optional<TcpListener> listener;
+  sched::Runtime other({.workers = 2});
+  sched::Runtime runtime({.workers = 2});
+  runtime
+      .Spawn([&] {
+        pair.emplace(Connected());
+        listener.emplace(ListenOnLoopback());
+      })
+      .Join();
+  char buffers[2][8];
+  auto acceptor = other.Spawn([&] { return listener->Accept().status(); });
+  auto reader = other.Spawn([&] { return pair->client.Read(buffers[0]).status(); });
+  WaitUntilParked(acceptor);
+  WaitUntilParked(reader);
+  std::thread thread([&] {
+    const absl::Status status = pair->server.Read(buffers[1]).status();
+    EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  });
+  ASSERT_TRUE(runtime.Shutdown(Deadline::Never()).ok());
+  // It is not destroyed before they have ended.
+  thread.join();
+  EXPECT_TRUE(absl::IsFailedPrecondition(acceptor.Join()));
+  EXPECT_TRUE(absl::IsFailedPrecondition(reader.Join()));
+  EXPECT_TRUE(runtime.Shutdown(Deadline::Never()).ok());
+}
+
 TEST(ForeignTest, APlainThreadCannotMakeASocket) {
   EXPECT_TRUE(absl::IsFailedPrecondition(TcpListener::Listen("127.0.0.1:0").status()));
   EXPECT_TRUE(absl::IsFailedPrecondition(TcpStream::Connect("127.0.0.1:1").status()));
