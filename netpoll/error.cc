@@ -24,7 +24,8 @@ absl::StatusCode CodeOf(int error) {
     case ENOBUFS:
     case ENOMEM:
     case ENOSPC: return absl::StatusCode::kResourceExhausted;
-    case EADDRINUSE: return absl::StatusCode::kAlreadyExists;
+    case EADDRINUSE:
+    case EEXIST: return absl::StatusCode::kAlreadyExists;
     case EACCES:
     case EADDRNOTAVAIL:
     case EAFNOSUPPORT:
@@ -32,6 +33,7 @@ absl::StatusCode CodeOf(int error) {
     case EDESTADDRREQ:
     case EINVAL:
     case EISDIR:
+    case ENODEV:
     case ELOOP:
     case ENAMETOOLONG:
     case ENOTDIR:

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <poll.h>
 
+#include "fiber/internal/context.h"
 #include "fiber/internal/thread_state.h"
 #include "fiber/this_fiber.h"
 #include "fiber/wait_reason.h"
@@ -58,8 +59,10 @@ absl::Status ParkUntil(int fd, Direction direction, short events, Deadline deadl
 }
 
 absl::Status WaitFor(int fd, Direction direction, short events, Deadline deadline) {
+  fiber::internal::SpendTurn();  // what is always ready never waits
   if (absl::Status status = fiber::CheckCancelled(); !status.ok()) return status;
   if (deadline.is_past()) return absl::DeadlineExceededError("deadline exceeded");
+  if (fd < 0) return ErrnoStatus(EBADF, "wait for a descriptor");  // which poll(2) would never find ready
   if (fiber::internal::ThisThread().current == nullptr) return PollUntil(fd, events, deadline);
   absl::Status status = PollUntil(fd, events, Deadline::AtNanos(0));
   if (!absl::IsDeadlineExceeded(status)) return status;

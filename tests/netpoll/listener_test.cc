@@ -70,6 +70,8 @@ TEST_P(ListenerTest, WhatIsNoAddressIsInvalid) {
     EXPECT_TRUE(absl::IsInvalidArgument(TcpStream::Connect(Address()).status()));
     EXPECT_TRUE(absl::IsInvalidArgument(TcpListener::Listen(Address()).status()));
     EXPECT_TRUE(absl::IsInvalidArgument(TcpListener::Listen("nonsense").status()));
+    // No interface has that number; a host without IPv6 says so earlier.
+    EXPECT_TRUE(absl::IsInvalidArgument(TcpListener::Listen("[fe80::1%2147483647]:0").status()));
   });
 }
 
@@ -240,6 +242,20 @@ absl::Duration ProcessCpu() {
   timespec now;
   clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
   return absl::DurationFromTimespec(now);
+}
+
+TEST_P(ListenerTest, WithoutDescriptorsNobodyConnectsOrListens) {
+  Run([] {
+    TcpListener listener = ListenOnLoopback();
+    DescriptorLimit limit(0);
+    // The first takes one to look for the interface.
+    for (const std::string& target : {std::string("[fe80::1%lo]:80"), listener.local().ToString()}) {
+      const absl::Status connecting = TcpStream::Connect(target).status();
+      EXPECT_TRUE(absl::IsResourceExhausted(connecting)) << connecting;
+      const absl::Status listening = TcpListener::Listen(target).status();
+      EXPECT_TRUE(absl::IsResourceExhausted(listening)) << listening;
+    }
+  });
 }
 
 // In Go, Accept fails here, and its caller sleeps or spins.

@@ -147,6 +147,11 @@ TEST(PlainThreadWaitTest, BlocksTheThread) {
   EXPECT_TRUE(WaitReadable(pipe.out.fd()).ok());
   writer.join();
   EXPECT_TRUE(WaitWritable(pipe.in.fd(), absl::Seconds(5)).ok());
+  for (const int fd : {-1, 1 << 20}) {
+    const absl::Status status = WaitReadable(fd);
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+    EXPECT_EQ(ErrnoOf(status), EBADF);
+  }
 }
 
 }  // namespace
