@@ -46,7 +46,7 @@ struct [[nodiscard]] IoResult {
 // | kResourceExhausted  | there is no memory for it, or for the timer of its deadline      | goes on               |
 //
 // Cancellation and deadlines are looked at before anything is done, so a call with a past deadline does nothing, even
-// if bytes are there; after that they end a call only while it waits.
+// if bytes are there; after that they end a call while it waits, and a Write also between its parts of some 100 KiB.
 //
 // Thread safety: any fiber, any thread. One call reads and one writes at a time, others queue behind it in order of
 // arrival: a Write is never interleaved with another, however many pieces it takes.
@@ -70,18 +70,20 @@ class Stream {
   }
 
   // Bounds every Read (Write) from now on, one that is parked included: the earlier of this deadline and the call's
-  // own holds. A past one wakes it at once, a later one lets it go on; never lifts it. Never blocks.
+  // own holds. A past one wakes it at once, a later one lets it go on; never lifts it. Calls that queue behind it learn
+  // of it as their turn comes. Never blocks.
   //
   //   stream.SetReadDeadline(absl::Seconds(60));        // after each request: a minute to the next one
   void SetReadDeadline(fiber::Deadline deadline) { DoSetReadDeadline(deadline); }
   void SetWriteDeadline(fiber::Deadline deadline) { DoSetWriteDeadline(deadline); }
 
-  // Ends the flow out: the peer reads to the end of what was written, then kOutOfRange. Reading goes on. Never blocks.
-  // kUnavailable: the peer is gone; kFailedPrecondition: closed.
+  // Ends the flow out: the peer reads to the end of what was written, then kOutOfRange. Reading goes on; a Write, one that
+  // is parked included, fails with kUnavailable (EPIPE). Never blocks. kUnavailable: the peer is gone; kFailedPrecondition:
+  // closed.
   absl::Status CloseWrite() { return DoCloseWrite(); }
 
-  // Ends both flows. Calls that wait in the stream return kFailedPrecondition at once, so do all later ones; a second
-  // Close does nothing. Never blocks.
+  // Ends both flows. Calls that wait in the stream return kFailedPrecondition at once, so do all later ones; a Write that
+  // does not need to wait stops at its next part. A second Close does nothing. Never blocks.
   void Close() { DoClose(); }
 
  protected:

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <string>
 
+#include "fiber/internal/context.h"
 #include "fiber/wait_reason.h"
 #include "netpoll/internal/descriptor.h"
 #include "netpoll/internal/errno_status.h"
@@ -20,6 +21,7 @@ namespace netpoll {
 
 using fiber::Deadline;
 using fiber::WaitReason;
+using fiber::internal::SpendTurn;
 using internal::ClosedStatus;
 using internal::Descriptor;
 using internal::Direction;
@@ -29,8 +31,9 @@ using internal::Poller;
 
 namespace {
 
-// What one system call is given at most: some kernels' counters are 32 bits.
-constexpr size_t kMostAtOnce = size_t{1} << 30;
+// What one system call is given at most. While the other end keeps up the kernel goes on and on, without end for all that
+// a worker, a deadline or Close() can do.
+constexpr size_t kMostAtOnce = size_t{256} << 10;
 
 // Writes `total` bytes. `send(done)` is one system call for what is left after `done` bytes.
 template <class SendFn>
@@ -46,6 +49,10 @@ IoResult WriteAll(Descriptor* descriptor, size_t total, Deadline deadline, SendF
     if (n >= 0) {
       result.bytes += static_cast<size_t>(n);
       if (result.bytes == total) return result;
+      // A peer that keeps up would keep this call from ever waiting, where it lets others run and looks at these. The flow
+      // stays locked, as it does while the call waits.
+      SpendTurn();
+      if (result.status = lock.Check(); !result.ok()) return result;
       continue;
     }
     if (n != -EAGAIN) {
@@ -59,6 +66,43 @@ IoResult WriteAll(Descriptor* descriptor, size_t total, Deadline deadline, SendF
     }
     result.status = lock.Await();
     if (!result.ok()) return result;
+  }
+}
+
+absl::StatusOr<size_t> ReadSome(Descriptor* descriptor, std::span<char> buffer, Deadline deadline) {
+  if (descriptor == nullptr) return ClosedStatus();
+  if (buffer.empty()) {
+    if (descriptor->is_closing()) return ClosedStatus();
+    return size_t{0};
+  }
+  FlowLock lock(*descriptor, Direction::kRead, WaitReason::kRead, deadline);
+  if (!lock.status().ok()) return lock.status();
+  internal::Flow& flow = lock.flow();
+  const int fd = descriptor->fd();
+  const size_t size = std::min(buffer.size(), kMostAtOnce);
+  bool is_last_try = false;
+  for (;;) {
+    // Drained, and no news since: the system call would find nothing. Nobody brings news of an orphan.
+    if (!flow.is_drained || flow.slot.is_ready() || descriptor->is_orphan()) {
+      flow.slot.ClearReady();
+      flow.is_drained = false;
+      const ssize_t n = internal::Receive(fd, buffer.data(), size);
+      if (n > 0) {
+        // What comes after this call is an edge of its own. What came with it is not: hence the sticky bits.
+        flow.is_drained = static_cast<size_t>(n) < size && descriptor->short_read_drains();
+        return static_cast<size_t>(n);
+      }
+      if (n == 0) return absl::OutOfRangeError("end of stream");
+      if (n != -EAGAIN) {
+        return ErrnoStatus(static_cast<int>(-n), "read from", internal::PeerText(fd));
+      }
+      flow.is_drained = true;
+    }
+    absl::Status status = lock.Await();
+    if (status.ok()) continue;
+    // Orphaned meanwhile: there may have been news that nobody came to tell.
+    if (!absl::IsFailedPrecondition(status) || !lock.has_lock() || is_last_try) return status;
+    is_last_try = true;
   }
 }
 
@@ -97,42 +141,17 @@ TcpStream::~TcpStream() {
 }
 
 absl::StatusOr<size_t> TcpStream::DoRead(std::span<char> buffer, Deadline deadline) {
-  Descriptor* const descriptor = descriptor_;
-  if (descriptor == nullptr) return ClosedStatus();
-  if (buffer.empty()) {
-    if (descriptor->is_closing()) return ClosedStatus();
-    return size_t{0};
-  }
-  FlowLock lock(*descriptor, Direction::kRead, WaitReason::kRead, deadline);
-  if (!lock.status().ok()) return lock.status();
-  internal::Flow& flow = lock.flow();
-  const int fd = descriptor->fd();
-  const size_t size = std::min(buffer.size(), kMostAtOnce);
-  for (;;) {
-    // Drained, and no news since: the system call would find nothing.
-    if (!flow.is_drained || flow.slot.is_ready()) {
-      flow.slot.ClearReady();
-      flow.is_drained = false;
-      const ssize_t n = internal::Receive(fd, buffer.data(), size);
-      if (n > 0) {
-        // What comes after this call is an edge of its own. What came with it is not: hence the sticky bits.
-        flow.is_drained = static_cast<size_t>(n) < size && descriptor->short_read_drains();
-        return static_cast<size_t>(n);
-      }
-      if (n == 0) return absl::OutOfRangeError("end of stream");
-      if (n != -EAGAIN) {
-        return ErrnoStatus(static_cast<int>(-n), "read from", internal::PeerText(fd));
-      }
-      flow.is_drained = true;
-    }
-    if (absl::Status status = lock.Await(); !status.ok()) return status;
-  }
+  absl::StatusOr<size_t> n = ReadSome(descriptor_, buffer, deadline);
+  SpendTurn();
+  return n;
 }
 
 IoResult TcpStream::DoWrite(std::string_view data, Deadline deadline) {
-  return WriteAll(descriptor_, data.size(), deadline, [data](int fd, size_t done) {
+  IoResult result = WriteAll(descriptor_, data.size(), deadline, [data](int fd, size_t done) {
     return internal::Send(fd, data.data() + done, std::min(data.size() - done, kMostAtOnce));
   });
+  SpendTurn();
+  return result;
 }
 
 IoResult TcpStream::Writev(std::span<const iovec> pieces, Deadline deadline) {
@@ -140,7 +159,7 @@ IoResult TcpStream::Writev(std::span<const iovec> pieces, Deadline deadline) {
   for (const iovec& piece : pieces) total += piece.iov_len;
   size_t index = 0;   // of the piece in which...
   size_t before = 0;  // ...what comes next is: bytes in earlier pieces
-  return WriteAll(descriptor_, total, deadline, [&](int fd, size_t done) {
+  IoResult result = WriteAll(descriptor_, total, deadline, [&](int fd, size_t done) {
     while (done - before >= pieces[index].iov_len) before += pieces[index++].iov_len;
     constexpr size_t kMostPieces = 64;
     iovec batch[kMostPieces];
@@ -155,6 +174,8 @@ IoResult TcpStream::Writev(std::span<const iovec> pieces, Deadline deadline) {
     }
     return internal::SendPieces(fd, batch, count);
   });
+  SpendTurn();
+  return result;
 }
 
 void TcpStream::DoSetReadDeadline(Deadline deadline) {

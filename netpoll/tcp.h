@@ -63,7 +63,9 @@ class TcpStream final : public Stream {
 
   // Takes over a connected stream socket that was made elsewhere (a unix socket, an inherited one) and makes it
   // non-blocking. It stays the caller's on an error. Never blocks. kInvalidArgument: not a stream socket;
-  // kResourceExhausted: epoll watches, memory; kFailedPrecondition: called from a plain thread, or in a simulation.
+  // kAlreadyExists: a stream of this runtime has it; kResourceExhausted: epoll watches, memory; kFailedPrecondition:
+  // called from a plain thread, or in a simulation. That it is not connected, or no longer, shows when it is read or
+  // written (kUnavailable).
   static absl::StatusOr<TcpStream> Adopt(int fd);
 
   // Closed: every call fails with kFailedPrecondition.
@@ -132,7 +134,8 @@ class TcpListener final : public Listener {
   ~TcpListener() override;
 
   // The next connection. Parks the fiber while there is none; blocks the thread when called from a plain one.
-  // kDeadlineExceeded, kCancelled: none was taken; kFailedPrecondition: closed here, or the runtime has ended.
+  // kDeadlineExceeded, kCancelled: none was taken; kFailedPrecondition: closed here, or the runtime has ended;
+  // kInvalidArgument: not permitted (EPERM, by a security policy).
   absl::StatusOr<TcpStream> Accept(fiber::Deadline deadline = {});
 
   // Where it listens; an empty Address after Close(). Never blocks.

@@ -4,11 +4,11 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
-#include <cstring>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "fiber/internal/context.h"
 #include "fiber/this_fiber.h"
 #include "fiber/wait_reason.h"
 #include "netpoll/internal/descriptor.h"
@@ -76,12 +76,11 @@ absl::Status FinishConnecting(Descriptor& descriptor, const Address& address, De
   }
 }
 
-// The kernel may pick for this end the very port that is connected to; TCP then connects the socket to itself.
+// The kernel may pick for this end the very port that is connected to; TCP then connects the socket to itself. The peer is
+// asked for, since `address` may be a wildcard.
 bool IsConnectedToItself(int fd, const Address& address) {
-  sockaddr_storage local{};
-  socklen_t size;
-  return internal::GetLocal(fd, &local, &size) == 0 && size == address.size() &&
-         memcmp(&local, address.data(), size) == 0;
+  const Address local = internal::LocalOf(fd);
+  return local.port() == address.port() && local == internal::PeerOf(fd);
 }
 
 }  // namespace
@@ -95,6 +94,7 @@ absl::StatusOr<TcpStream> TcpStream::Connect(std::string_view host_port, Deadlin
 absl::StatusOr<TcpStream> TcpStream::Connect(const Address& address, Deadline deadline) {
   absl::StatusOr<Poller*> poller = Poller::OfCaller();
   if (!poller.ok()) return poller.status();
+  fiber::internal::SpendTurn();  // connecting to this machine never waits
   constexpr int kTries = 3;
   for (int i = 1;; ++i) {
     if (absl::Status status = fiber::CheckCancelled(); !status.ok()) return status;

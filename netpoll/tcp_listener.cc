@@ -10,6 +10,7 @@
 
 #include "absl/time/time.h"
 #include "fiber/internal/atomic.h"
+#include "fiber/internal/context.h"
 #include "fiber/internal/thread_state.h"
 #include "fiber/wait_reason.h"
 #include "netpoll/error.h"
@@ -54,7 +55,6 @@ bool IsAboutOneConnection(int error) {
     case ECONNABORTED:
     case ECONNRESET:
     case EPROTO:
-    case EPERM:
     case ENETDOWN:
     case ENETUNREACH:
     case ENOPROTOOPT:
@@ -101,6 +101,8 @@ absl::StatusOr<Descriptor*> AcceptDescriptor(Descriptor& listener, Deadline dead
       if (status = lock.Await(); !status.ok()) return status;
       continue;
     } else if (IsAboutOneConnection(-fd)) {
+      fiber::internal::SpendTurn();  // the flow stays locked, as while the call waits
+      if (status = lock.Check(); !status.ok()) return status;
       continue;
     } else {
       status = ErrnoStatus(-fd, "accept on", internal::LocalOf(listener.fd()).ToString());
@@ -174,6 +176,7 @@ TcpListener::~TcpListener() {
 absl::StatusOr<TcpStream> TcpListener::Accept(Deadline deadline) {
   if (descriptor_ == nullptr) return ClosedStatus();
   absl::StatusOr<Descriptor*> accepted = AcceptDescriptor(*descriptor_, deadline);
+  fiber::internal::SpendTurn();
   if (!accepted.ok()) return accepted.status();
   return TcpStream(*accepted);
 }

@@ -307,13 +307,23 @@ FlowLock::FlowLock(Descriptor& descriptor, Direction direction, WaitReason reaso
     }
   }
   has_lock_ = true;
+  status_ = CheckCaller();
+}
+
+absl::Status FlowLock::CheckCaller() const {
   if (const fiber::internal::Record* self = ThisThread().current; self != nullptr) {
-    status_ = fiber::internal::CancelStatus(*self);
-    if (!status_.ok()) [[unlikely]] return;
+    absl::Status status = fiber::internal::CancelStatus(*self);
+    if (!status.ok()) [[unlikely]] return status;
   }
   const Deadline limit = Deadline::Earlier(
-      deadline, Deadline::AtNanos(flow().deadline_ns.load(std::memory_order_relaxed)));
-  if (limit.is_past()) [[unlikely]] status_ = absl::DeadlineExceededError("deadline exceeded");
+      deadline_, Deadline::AtNanos(flow().deadline_ns.load(std::memory_order_relaxed)));
+  if (limit.is_past()) [[unlikely]] return absl::DeadlineExceededError("deadline exceeded");
+  return absl::OkStatus();
+}
+
+absl::Status FlowLock::Check() const {
+  if (descriptor_.is_closing()) return ClosedStatus();
+  return CheckCaller();
 }
 
 absl::Status FlowLock::AwaitUntil(Deadline pause) {

@@ -73,6 +73,10 @@ class alignas(128) Descriptor {
   // Close(), and the record is the owner's no longer.
   void Drop();
   bool is_closing() const { return (state_.Load() & kClosing) != 0; }
+  // Its runtime has ended, or is that of the process this one was forked from: there will be no news.
+  bool is_orphan() const {
+    return ended_.load(std::memory_order_relaxed) == kOrphaned || !IsOwnProcess();
+  }
 
   // For the next calls and those parked. Any time before Drop.
   void SetDeadline(Direction direction, fiber::Deadline deadline);
@@ -179,15 +183,20 @@ class FlowLock {
   FlowLock& operator=(const FlowLock&) = delete;
 
   const absl::Status& status() const { return status_; }
+  // Whether it still has the flow, and the reference: false after Close() has ended a wait.
+  bool has_lock() const { return has_lock_; }
   Flow& flow() const { return descriptor_.flow(direction_); }
   Descriptor& descriptor() const { return descriptor_; }
 
+  // For calls that take several system calls: whether the next may be made. Fails as Await() does, without waiting.
+  absl::Status Check() const;
   // Waits for news. Parks the fiber. If it is not OK, the descriptor may be gone.
   absl::Status Await() { return AwaitUntil(fiber::Deadline::Never()); }
   // Waits for time to pass, whatever news there is.
   absl::Status Pause(fiber::Deadline until) { return AwaitUntil(until); }
 
  private:
+  absl::Status CheckCaller() const;
   absl::Status AwaitUntil(fiber::Deadline pause);
 
   Descriptor& descriptor_;

@@ -308,6 +308,31 @@ TEST(OrphanTest, ARuntimeThatWasShutDownTellsThemToo) {
   EXPECT_TRUE(runtime.Shutdown(Deadline::Never()).ok());
 }
 
+TEST(OrphanTest, WhatIsThereIsReadThoughNobodyTellsOfIt) {
+  std::optional<RawPair> pair;
+  char buffer[64];
+  {
+    sched::Runtime runtime({.workers = 1});
+    runtime
+        .Spawn([&] {
+          pair.emplace(ConnectedToRaw());
+          pair->peer.Send("abc");
+          const auto n = pair->stream.Read(buffer);  // all there is: the next one waits for news
+          ASSERT_TRUE(n.ok()) << n.status();
+          EXPECT_EQ(*n, 3u);
+        })
+        .Join();
+  }
+  EXPECT_TRUE(absl::IsFailedPrecondition(pair->stream.Read(buffer).status()));
+  pair->peer.Send("hello");
+  const auto n = pair->stream.Read(buffer);
+  ASSERT_TRUE(n.ok()) << n.status();
+  EXPECT_EQ(*n, 5u);
+  EXPECT_TRUE(absl::IsFailedPrecondition(pair->stream.Read(buffer).status()));
+  pair->peer.Close();
+  EXPECT_TRUE(absl::IsOutOfRange(pair->stream.Read(buffer).status()));
+}
+
 TEST(ForeignTest, APlainThreadCannotMakeASocket) {
   EXPECT_TRUE(absl::IsFailedPrecondition(TcpListener::Listen("127.0.0.1:0").status()));
   EXPECT_TRUE(absl::IsFailedPrecondition(TcpStream::Connect("127.0.0.1:1").status()));

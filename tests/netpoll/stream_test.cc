@@ -444,6 +444,18 @@ TEST_P(StreamTest, OnlyStreamSocketsAreAdopted) {
     EXPECT_TRUE(absl::IsInvalidArgument(TcpStream::Adopt(file.fd()).status()));
     const RawSocket datagrams(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
     EXPECT_TRUE(absl::IsInvalidArgument(TcpStream::Adopt(datagrams.fd()).status()));
+    StreamPair pair = Connected();
+    EXPECT_TRUE(absl::IsAlreadyExists(TcpStream::Adopt(pair.client.fd()).status()));
+    ASSERT_TRUE(pair.client.Write("x").ok());
+    char byte[1];
+    EXPECT_TRUE(pair.server.Read(byte).ok()) << "it is none the worse for it";
+    const int unconnected = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    auto stream = TcpStream::Adopt(unconnected);
+    ASSERT_TRUE(stream.ok()) << stream.status();
+    const absl::Status status = stream->Read(byte).status();
+    EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+    EXPECT_EQ(ErrnoOf(status), ENOTCONN);
+    EXPECT_TRUE(absl::IsUnavailable(stream->Write("x").status));
   });
 }
 
