@@ -6,19 +6,19 @@
 //
 // Ends on SIGINT and SIGTERM.
 #include <signal.h>
-#include <sys/signalfd.h>
 
+#include <atomic>
 #include <cstddef>
 #include <iostream>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <utility>
 
 #include "absl/status/statusor.h"
 #include "fiber/go.h"
 #include "netpoll/error.h"
 #include "netpoll/tcp.h"
-#include "netpoll/wait.h"
 #include "sched/run.h"
 
 namespace {
@@ -32,33 +32,62 @@ void Echo(netpoll::TcpStream stream) {
   }
 }
 
-int Serve(std::string_view address, int stop_signals) {
+// Closes the listener on SIGINT and SIGTERM. A thread that was there before the first connection, so that a server
+// without a descriptor left can be stopped.
+class Stopper {
+ public:
+  // REQUIRES: BlockSignals() was called.
+  explicit Stopper(netpoll::TcpListener& listener)
+      : thread_([this, &listener] {
+          const sigset_t signals = StopSignals();
+          int which;
+          sigwait(&signals, &which);
+          was_asked_.store(true, std::memory_order_release);
+          listener.Close();
+        }) {}
+  ~Stopper() {
+    pthread_kill(thread_.native_handle(), SIGTERM);  // if there was none
+    thread_.join();
+  }
+  bool was_asked() const { return was_asked_.load(std::memory_order_acquire); }
+
+  // REQUIRES: no other threads yet, they would take the signals.
+  static void BlockSignals() {
+    const sigset_t signals = StopSignals();
+    pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  }
+
+ private:
+  static sigset_t StopSignals() {
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGTERM);
+    return signals;
+  }
+
+  std::atomic<bool> was_asked_{false};
+  std::thread thread_;
+};
+
+int Serve(std::string_view address) {
   auto listener = netpoll::TcpListener::Listen(address);
   if (!listener.ok()) {
     std::cerr << "echo_server: " << listener.status() << "\n";
     return netpoll::ErrnoOf(listener.status()) == 0 ? 2 : 1;
   }
+  const Stopper stopper(*listener);
   std::cout << "listening on " << listener->local().ToString() << std::endl;
 
-  auto stopper = fiber::Spawn([&] {
-    if (netpoll::WaitReadable(stop_signals).ok()) listener->Close();
-  });
   for (;;) {
     auto stream = listener->Accept();
-    if (!stream.ok()) return 0;  // stopped: Run() cancels the connections
+    if (!stream.ok()) {
+      if (stopper.was_asked()) return 0;  // Run() cancels the connections
+      std::cerr << "echo_server: " << stream.status() << "\n";
+      return 1;
+    }
     fiber::Go([stream = *std::move(stream)]() mutable { Echo(std::move(stream)); });
   }
-}
-
-// SIGINT and SIGTERM as a descriptor that becomes readable. REQUIRES: no other threads yet, they
-// would take the signals.
-int StopSignals() {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGINT);
-  sigaddset(&signals, SIGTERM);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  return signalfd(-1, &signals, SFD_NONBLOCK | SFD_CLOEXEC);
 }
 
 }  // namespace
@@ -74,6 +103,6 @@ int main(int argc, char** argv) {
     }
     address = argument.substr(kListen.size());
   }
-  const int stop_signals = StopSignals();
-  return sched::Run([&] { return Serve(address, stop_signals); });
+  Stopper::BlockSignals();
+  return sched::Run([&] { return Serve(address); });
 }

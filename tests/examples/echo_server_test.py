@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 import os
+import resource
 import signal
 import socket
 import struct
@@ -17,8 +18,8 @@ import programs
 PROGRAM = "examples/echo_server"
 
 
-def serve():
-    return programs.Server(PROGRAM, "--listen=127.0.0.1:0")
+def serve(**options):
+    return programs.Server(PROGRAM, "--listen=127.0.0.1:0", **options)
 
 
 def echo_and_end(peer, data):
@@ -122,6 +123,19 @@ class EchoServerTest(unittest.TestCase):
                 for peer in peers:
                     self.assertEqual(peer.recv(1), b"")
                     peer.close()
+
+    @unittest.skipIf(programs.sanitizer(PROGRAM) == "asan", "it makes pipes to look whether memory is there")
+    def test_ends_on_signals_though_no_descriptor_is_left(self):
+        with serve() as server:
+            enough = server.descriptors()
+            self.assertEqual(server.stop(), 0)
+
+        def limit_descriptors():
+            resource.setrlimit(resource.RLIMIT_NOFILE, (enough, enough))
+
+        for how in (signal.SIGTERM, signal.SIGINT):
+            with serve(preexec_fn=limit_descriptors) as server, server.connect():
+                self.assertEqual(server.stop(how), 0)
 
     def test_a_port_in_use_is_an_error_that_names_it(self):
         with socket.create_server(("127.0.0.1", 0)) as other:

@@ -58,9 +58,9 @@ def receive_all(peer, size):
 class Server:
     """A server of ours that says "listening on HOST:PORT", on stdout or (`says_on="stderr"`) there."""
 
-    def __init__(self, program, *arguments, says_on="stdout"):
+    def __init__(self, program, *arguments, says_on="stdout", **options):
         self._process = subprocess.Popen([path(program), *arguments], text=True,
-                                         **{says_on: subprocess.PIPE})
+                                         **{says_on: subprocess.PIPE}, **options)
         said = getattr(self._process, says_on)
         line = said.readline()
         if not line.startswith("listening on "):
