@@ -117,6 +117,22 @@ class LoadgenTest(unittest.TestCase):
         self.assertEqual(self.check_failure(done)["connections"], "0")
         self.assertIn("wrong echo", done.stderr)
 
+    def test_bytes_that_were_not_asked_for_are_errors(self):
+        def add_one(peer, number):
+            data = peer.recv(64, socket.MSG_WAITALL)
+            peer.sendall(data + b"!" * (number == 0))
+            while peer.recv(1 << 16):
+                pass
+            peer.sendall(b"!" * (number > 0))
+
+        with programs.other_server(add_one) as target:
+            done = load(target, connections=3, busy=0, size=64)
+        result = self.check_failure(done)
+        self.assertEqual(result["idle_alive"], "3/3")
+        self.assertEqual(result["connections"], "0")
+        self.assertEqual(result["errors"], "3")
+        self.assertIn("not sent", done.stderr)
+
     def test_a_server_that_closes_is_an_error(self):
         def close_soon(peer, number):
             if number == 1:

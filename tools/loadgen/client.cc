@@ -42,6 +42,7 @@ int Client::Run() {
   OpenAll();
   const uint64_t echoes_in_time = KeepBusy();
   const int idle_alive = ProveIdleAlive();
+  EndAll();
   Summarize(echoes_in_time, idle_alive);
   return errors() == 0 && CountOpen() == options_.connections ? 0 : 1;
 }
@@ -107,6 +108,15 @@ int Client::ProveIdleAlive() {
     }
   });
   return alive.load(std::memory_order_relaxed);
+}
+
+void Client::EndAll() {
+  ForEach(0, options_.connections, kHandshakesAtOnce, [&](int number) {
+    const auto& connection = connections_[static_cast<size_t>(number)];
+    if (connection == nullptr) return;
+    const absl::Status status = connection->End(kEchoPatience);
+    if (!status.ok()) Lose(number, status);
+  });
 }
 
 void Client::Summarize(uint64_t echoes_in_time, int idle_alive) const {

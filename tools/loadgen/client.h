@@ -33,6 +33,8 @@ class Client {
   uint64_t ReportProgress();
   // Returns how many idle connections echo.
   int ProveIdleAlive();
+  // Sees to it that nothing more comes back on any of them than was sent.
+  void EndAll();
   void Summarize(uint64_t echoes_in_time, int idle_alive) const;
 
   // Counts an error, says what it was unless many have been said, and drops the connection.

@@ -103,6 +103,15 @@ absl::Status Connection::EchoOnce(size_t size, fiber::Deadline deadline) {
   return absl::OkStatus();
 }
 
+absl::Status Connection::End(fiber::Deadline deadline) {
+  if (absl::Status status = stream_.CloseWrite(); !status.ok()) return Told("shutdown", status);
+  char buffer[kReadBytes];
+  const absl::StatusOr<size_t> n = stream_.Read(buffer, deadline);
+  if (absl::IsOutOfRange(n.status())) return absl::OkStatus();
+  if (!n.ok()) return Told("read up to the end", n.status());
+  return absl::DataLossError(absl::StrFormat("%d bytes or more came back that were not sent", *n));
+}
+
 absl::Status Connection::Send(size_t bytes, fiber::Deadline deadline) {
   while (bytes > 0) {
     const std::string_view part = pattern_.Part(number_, sent_, std::min(bytes, Pattern::kMaxPart));

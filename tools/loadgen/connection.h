@@ -42,6 +42,10 @@ class Connection {
   // One message and its echo. Parks the fiber.
   absl::Status EchoOnce(size_t size, fiber::Deadline deadline);
 
+  // Ends this side's flow, and waits for the server to end its own. kDataLoss: more came back than
+  // was sent. Parks the fiber. The last call.
+  absl::Status End(fiber::Deadline deadline);
+
   uint64_t bytes_received() const { return received_; }
 
  private:
