@@ -42,7 +42,8 @@ struct [[nodiscard]] IoResult {
 // | kUnavailable        | the peer or the way to it: reset, gone; ErrnoOf() has the errno  | the same or the end   |
 // | kDeadlineExceeded   | the call's deadline passed, or the stream's                      | goes on               |
 // | kCancelled          | the calling fiber was cancelled                                  | goes on               |
-// | kFailedPrecondition | Close() was called here, or the runtime of the stream has ended  | the same again        |
+// | kFailedPrecondition | Close() was called here, or the runtime of the stream has ended  | the same, or (ended)  |
+// |                     |                                                                  | what came meanwhile   |
 // | kResourceExhausted  | there is no memory for it, or for the timer of its deadline      | goes on               |
 //
 // Cancellation and deadlines are looked at before anything is done, so a call with a past deadline does nothing, even

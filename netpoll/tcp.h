@@ -19,7 +19,7 @@
 //
 // A socket belongs to the runtime whose fiber made it: that runtime's workers watch it. Fibers of other runtimes and
 // plain threads may use it all the same. When its runtime has ended, what would have to wait for it fails with
-// kFailedPrecondition, and closing it still closes it. A plain thread cannot make one (kFailedPrecondition), but for
+// kFailedPrecondition; what is there can be read all the same, and closing it still closes it. A plain thread cannot make one (kFailedPrecondition), but for
 // accepting from a listener: then the stream belongs to the listener's runtime.
 #ifndef WEFT_NETPOLL_TCP_H_
 #define WEFT_NETPOLL_TCP_H_
