@@ -4,16 +4,25 @@
 
 #include <atomic>
 
+#ifdef WEFT_MODEL
+#include "fiber/internal/model_atomic.h"
+#endif
+
 namespace fiber::internal {
 
-// Every atomic of a protocol (park, claim, queues, idle, poll slots, timers) is an Atomic, so that one
-// build can turn each access into a schedule point of an explorer. Here it is std::atomic itself.
+// Every atomic of a protocol (park, claim, queues, idle, poll slots, timers) is an Atomic, so that
+// the model build can turn each access into a schedule point of an explorer. Otherwise it is
+// std::atomic.
+#ifndef WEFT_MODEL
 template <class T>
 using Atomic = std::atomic<T>;
+#endif
 
 // Tells the core that this is a spin loop.
 inline void CpuRelax() {
-#if defined(__x86_64__)
+#if defined(WEFT_MODEL)
+  ModelSpin();
+#elif defined(__x86_64__)
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   asm volatile("yield");
