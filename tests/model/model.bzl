@@ -1,0 +1,78 @@
+"""Tests of the model build."""
+
+load("@rules_cc//cc:cc_test.bzl", "cc_test")
+load("//tools/bzl:weft.bzl", "WEFT_COPTS", "WEFT_LINKOPTS", "weft_test")
+load(":planted_bugs.bzl", "PLANTED_BUGS")
+
+_DEFINES = ["WEFT_MODEL"]
+_DEPS = [
+    ":explorer",
+    ":shipped",
+]
+
+# Sanitizers know nothing of its switches, and what it finds does not depend on the optimisation.
+_TAGS = [
+    "deterministic",
+    "model",
+    "noasan",
+    "notsan",
+]
+
+def model_test(name, cases, deps = []):
+    """Explores each case of a file.
+
+    Args:
+      name: ends in `_test`.
+      cases: the file; it includes the .cc files that it tests.
+      deps: what it includes of others.
+    """
+    weft_test(
+        name = name,
+        size = "medium",
+        srcs = [
+            cases,
+            "cases_test.cc",
+        ],
+        copts = ["-O1"],
+        local_defines = _DEFINES,
+        tags = _TAGS,
+        deps = _DEPS + deps + ["@com_google_googletest//:gtest"],
+    )
+
+def _quoted(text):
+    return "'" + text.replace("'", "'\\''").replace("$", "$$") + "'"
+
+def planted_bug_tests():
+    """One test for each of PLANTED_BUGS: it passes if the bug is found."""
+    for name, (cases, case, file, old, new) in PLANTED_BUGS.items():
+        source = "planted_" + name + ".cc"
+        native.genrule(
+            name = "plant_" + name,
+            testonly = True,
+            srcs = [
+                cases + ".cc",
+                "//fiber:sources",
+                "//netpoll:sources",
+                "//sched:sources",
+            ],
+            outs = [source],
+            cmd = "python3 $(location plant.py) $(location {}) {} > $@".format(
+                cases + ".cc",
+                " ".join([_quoted(word) for word in [file, old, new]]),
+            ),
+            tools = ["plant.py"],
+        )
+        cc_test(
+            name = "planted_" + name + "_test",
+            size = "small",
+            srcs = [
+                source,
+                "planted_bug_test.cc",
+            ],
+            args = [case],
+            copts = WEFT_COPTS + ["-O1"],
+            linkopts = WEFT_LINKOPTS,
+            local_defines = _DEFINES,
+            tags = _TAGS,
+            deps = _DEPS,
+        )
