@@ -83,6 +83,28 @@ Case TimerIsReusedByTheNextWait() {
                       [event] { event->Set(); }, world->ExpireTimers(4)}};
 }
 
+// An earlier runtime, whose fiber had the same block, still holds an entry of the same instant: it does not count, and what
+// counts is not lost to it.
+Case EntryOfAnEarlierRuntime() {
+  auto world = make_shared<World>(1);
+  auto event = make_shared<Event>();
+  auto never = make_shared<Event>();
+  return {.threads = {world->Run(0,
+                                 [event, never] {
+                                   event->Wait(kSooner).IgnoreError();
+                                   Check(absl::IsDeadlineExceeded(never->Wait(kSoon)),
+                                         "no deadline");
+                                 }),
+                      [event] { event->Set(); },
+                      [world] {
+                        const int64_t ns = kSooner.nanos();
+                        Check(OnTimer(world->block(0), ns, ns, /*by=*/nullptr) ==
+                                  fiber::internal::kNeverNs,
+                              "an entry that does not count is filed anew");
+                      },
+                      world->ExpireTimers(4)}};
+}
+
 Case WakerTimerAndCancellerRace() {
   auto world = make_shared<World>(1);
   auto event = make_shared<Event>();
@@ -211,6 +233,7 @@ std::span<const NamedCase> Cases() {
       {"LateTimerOfAnEarlierWait", LateTimerOfAnEarlierWait},
       {"DeadlineIsMovedBackAndForth", DeadlineIsMovedBackAndForth},
       {"TimerIsReusedByTheNextWait", TimerIsReusedByTheNextWait},
+      {"EntryOfAnEarlierRuntime", EntryOfAnEarlierRuntime, 2},
       {"WakerTimerAndCancellerRace", WakerTimerAndCancellerRace},
       {"CancellationEndsAWait", CancellationEndsAWait},
       {"CancellationDoesNotEndALock", CancellationDoesNotEndALock},

@@ -98,6 +98,20 @@ PLANTED_BUGS = {
         "    if (filed != DeadlineTimer::kBusyNs) return filed;\n",
         "    return filed;\n",
     ),
+    "entry_of_another_runtime_counts": (
+        "fiber_cases",
+        "EntryOfAnEarlierRuntime",
+        "fiber/internal/park.cc",
+        "  if (block.timer.filed_by.load(std::memory_order_seq_cst) != by) {  // order: timer\n",
+        "  if (false) {\n",
+    ),
+    "busy_entry_taken_for_another": (
+        "fiber_cases",
+        "EntryOfAnEarlierRuntime",
+        "fiber/internal/park.cc",
+        "    filed = FiledNs(block);\n    if (filed != entry_ns) return kNeverNs;\n",
+        "    filed = filed_ns.load(std::memory_order_seq_cst);\n    if (filed != entry_ns) return kNeverNs;\n",
+    ),
     "cancel_not_looked_at_after_opening": (
         "fiber_cases",
         "CancellationEndsAWait",
