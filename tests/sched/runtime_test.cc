@@ -5,6 +5,7 @@
 #include <sys/resource.h>
 
 #include <atomic>
+#include <cerrno>
 #include <cstdlib>
 #include <fstream>
 #include <memory>
@@ -170,6 +171,33 @@ TEST_P(RuntimeTest, SurvivorsAreNamedWithWhatTheyWaitFor) {
   }
   mutex.unlock();
   EXPECT_TRUE(runtime.Shutdown(absl::Seconds(10)).ok());
+}
+
+// Not inlined: the fiber may come back on another thread, whose errno has another address.
+__attribute__((noinline)) void SetErrno(int value) {
+  asm volatile("" ::: "memory");
+  errno = value;
+}
+__attribute__((noinline)) int GetErrno() {
+  asm volatile("" ::: "memory");
+  return errno;
+}
+
+// Whoever yields makes the stack of the next fiber, by system calls that fail here and there.
+TEST_P(RuntimeTest, ErrnoSurvivesAYieldThatMakesStacks) {
+  sched::Run(Options(), [] {
+    fiber::Event release;
+    std::vector<fiber::JoinHandle<absl::Status>> fibers;
+    for (int i = 0; i < 20; ++i) {
+      const size_t stack_bytes = size_t{i % 2 == 0 ? 1u : 8u} << 20;
+      fibers.push_back(fiber::Spawn({.stack_bytes = stack_bytes}, [&] { return release.Wait(); }));
+      SetErrno(1234);
+      fiber::Yield();
+      ASSERT_EQ(GetErrno(), 1234) << "after " << i;
+    }
+    release.Set();
+    for (auto& fiber : fibers) EXPECT_TRUE(fiber.Join().ok());
+  });
 }
 
 TEST_P(RuntimeTest, ASurvivorThatRunsIsNamed) {
