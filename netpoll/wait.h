@@ -20,7 +20,7 @@ namespace netpoll {
 // It costs some system calls each time (the wait is on a duplicate, so that whatever happens to the number meanwhile
 // does no harm): for what is read all day, netpoll's own streams are faster.
 //
-// Parks the fiber; blocks the thread when called from a plain one. kDeadlineExceeded, kCancelled; kInvalidArgument: no such
+// Parks the fiber. Blocks the thread when called from a plain one. kDeadlineExceeded, kCancelled; kInvalidArgument: no such
 // descriptor; kResourceExhausted: no descriptors, epoll watches or memory left; kFailedPrecondition: this fiber's
 // scheduler has no poller (simulation).
 // REQUIRES: `fd` is not closed meanwhile; if it is, the wait goes on as if it were not.

@@ -23,8 +23,7 @@ ThreadState& Switch(ThreadState& thread, Record* to, After after);
 // Twelve lines: from a switch up through a parked read to the first bytes of a buffer of its caller's. In a server with a
 // thousand fibers that echo over TCP, 5 instead of 14 % of the samples of a profile are then outside of the kernel.
 //
-// Not beyond the page: behind it may be the next stack's guard, and looking for a page that is not there costs some 100 ns,
-// every time.
+// Not beyond the page: behind it may be the next stack's guard, and a page that is not there is looked for every time anew.
 inline void PrefetchStack(const Record& fiber) {
   constexpr uintptr_t kBytes = 12 * 64;
   const auto top = reinterpret_cast<uintptr_t>(fiber.context.load(std::memory_order_relaxed));
