@@ -66,11 +66,12 @@ class ABSL_LOCKABLE Mutex {
   // Gives the mutex up. When that hands it over to a fiber that has waited for long, the caller
   // yields to it. Never blocks. REQUIRES: it is held
   void unlock() ABSL_UNLOCK_FUNCTION() {
-    uint64_t word = word_.Peek();
-    if (word == kHeld) [[likely]] {
-      uint64_t held = kHeld;  // constants, so that the CAS need not wait for the load
-      if (word_.TryGive(held, 0)) return;
-      word = held;
+    // A load of the word itself would have to wait for the lock() before it.
+    uint64_t word = kHeld;
+    if (LooksContended()) {
+      word = word_.Peek();
+    } else if (word_.TryGive(word, 0)) [[likely]] {
+      return;
     }
     if ((word & (kHeld | kWake | internal::StateWord::kQueueLock)) != kHeld ||
         !word_.TryGive(word, word & ~kHeld)) {
@@ -114,6 +115,8 @@ class ABSL_LOCKABLE Mutex {
   static constexpr uint64_t kWoken = kHeld << 2;
   static constexpr uint64_t kStarving = kHeld << 3;
 
+  // A guess, by one who holds the mutex and not the queue's lock.
+  bool LooksContended() const ABSL_NO_THREAD_SAFETY_ANALYSIS { return !waiters_.LooksEmpty(); }
   bool TryTakeFree();
   // Takes the mutex if it is free; anyway kHeld is set then and stays so while the queue is locked.
   bool TryTakeFreeLocked(uint64_t& word) ABSL_EXCLUSIVE_LOCKS_REQUIRED(word_);

@@ -6,38 +6,41 @@
 namespace fiber::internal {
 
 size_t WaitQueue::size() const {
-  if (first_ == nullptr) return 0;
+  const Waiter* const first = this->first();
+  if (first == nullptr) return 0;
   size_t count = 1;
-  for (const Waiter* waiter = first_->next; waiter != first_; waiter = waiter->next) ++count;
+  for (const Waiter* waiter = first->next; waiter != first; waiter = waiter->next) ++count;
   return count;
 }
 
 void WaitQueue::PushBack(Waiter& waiter) {
   waiter.is_linked = true;
-  if (first_ == nullptr) {
-    waiter.next = waiter.prev = first_ = &waiter;
+  Waiter* const first = this->first();
+  if (first == nullptr) {
+    waiter.next = waiter.prev = &waiter;
+    SetFirst(&waiter);
     return;
   }
-  Waiter* last = first_->prev;
+  Waiter* last = first->prev;
   waiter.prev = last;
-  waiter.next = first_;
-  last->next = first_->prev = &waiter;
+  waiter.next = first;
+  last->next = first->prev = &waiter;
 }
 
 void WaitQueue::PushFront(Waiter& waiter) {
   PushBack(waiter);  // on a ring, before the first is behind the last
-  first_ = &waiter;
+  SetFirst(&waiter);
 }
 
 void WaitQueue::Remove(Waiter& waiter) {
   waiter.is_linked = false;
   if (waiter.next == &waiter) {
-    first_ = nullptr;
+    SetFirst(nullptr);
     return;
   }
   waiter.prev->next = waiter.next;
   waiter.next->prev = waiter.prev;
-  if (first_ == &waiter) first_ = waiter.next;
+  if (first() == &waiter) SetFirst(waiter.next);
 }
 
 absl::Status ParkInQueue(Wait& wait, StateWord& state, uint64_t word, WaitQueue& queue,

@@ -2,6 +2,7 @@
 #ifndef WEFT_FIBER_INTERNAL_WAIT_QUEUE_H_
 #define WEFT_FIBER_INTERNAL_WAIT_QUEUE_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -28,9 +29,11 @@ class WaitQueue {
   WaitQueue(const WaitQueue&) = delete;
   WaitQueue& operator=(const WaitQueue&) = delete;
 
-  bool is_empty() const { return first_ == nullptr; }
+  bool is_empty() const { return first() == nullptr; }
   // Null: there is none.
-  Waiter* first() const { return first_; }
+  Waiter* first() const { return first_.load(std::memory_order_relaxed); }
+  // A guess of is_empty() by one who does not hold the queue's lock.
+  bool LooksEmpty() const { return is_empty(); }
   // Walks the queue: for messages.
   size_t size() const;
 
@@ -41,7 +44,11 @@ class WaitQueue {
   void Remove(Waiter& waiter);
 
  private:
-  Waiter* first_ = nullptr;  // a ring: first_->prev is the last
+  void SetFirst(Waiter* waiter) { first_.store(waiter, std::memory_order_relaxed); }
+
+  // A ring: first->prev is the last. Written under the lock only. Atomic for LooksEmpty(), and no
+  // Atomic: no protocol may rely on a guess.
+  std::atomic<Waiter*> first_{nullptr};
 };
 
 // Parks in `queue`, locked by `state`, which read `word`; unlocks it. OK: a peer claimed the wait; otherwise its status, and
