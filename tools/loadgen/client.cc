@@ -15,6 +15,7 @@
 #include "fiber/this_fiber.h"
 #include "netpoll/error.h"
 #include "netpoll/tcp.h"
+#include "tools/loadgen/for_each.h"
 
 namespace loadgen {
 namespace {
@@ -146,22 +147,6 @@ void Client::Lose(int number, const absl::Status& status) {
 int Client::CountOpen() const {
   return static_cast<int>(std::count_if(connections_.begin(), connections_.end(),
                                         [](const auto& open) { return open != nullptr; }));
-}
-
-void Client::ForEach(int first, int end, int fibers, absl::FunctionRef<void(int)> what) {
-  std::atomic<int> next{first};
-  std::vector<fiber::JoinHandle<void>> handles;
-  handles.reserve(static_cast<size_t>(std::min(fibers, end - first)));
-  for (int i = 0; i < std::min(fibers, end - first); ++i) {
-    handles.push_back(fiber::Spawn([&] {
-      for (;;) {
-        const int number = next.fetch_add(1, std::memory_order_relaxed);
-        if (number >= end) return;
-        what(number);
-      }
-    }));
-  }
-  for (auto& handle : handles) handle.Join();
 }
 
 }  // namespace loadgen

@@ -7,7 +7,6 @@
 #include <memory>
 #include <vector>
 
-#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "tools/loadgen/connection.h"
 #include "tools/loadgen/histogram.h"
@@ -41,9 +40,6 @@ class Client {
   void Lose(int number, const absl::Status& status);
   int errors() const { return errors_.load(std::memory_order_relaxed); }
   int CountOpen() const;
-
-  // Calls what(number) for each number from `first` up to `end`, by at most so many fibers at once.
-  static void ForEach(int first, int end, int fibers, absl::FunctionRef<void(int)> what);
 
   const Options options_;
   const Pattern pattern_;
