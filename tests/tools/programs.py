@@ -73,6 +73,10 @@ class Server:
         self._listener = threading.Thread(target=said.read)
         self._listener.start()
 
+    @property
+    def pid(self):
+        return self._process.pid
+
     def connect(self):
         return socket.create_connection(self.address, timeout=PATIENCE)
 

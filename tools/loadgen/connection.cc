@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/loadgen/connection.h"
 
+#include <sys/socket.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -112,6 +114,15 @@ absl::Status Connection::End(fiber::Deadline deadline) {
   return absl::DataLossError(absl::StrFormat("%d bytes or more came back that were not sent", *n));
 }
 
+absl::Status Connection::Reset() {
+  const linger hard{1, 0};
+  if (setsockopt(stream_.fd(), SOL_SOCKET, SO_LINGER, &hard, sizeof hard) != 0) {
+    return absl::InternalError("SO_LINGER was refused");
+  }
+  stream_.Close();
+  return absl::OkStatus();
+}
+
 absl::Status Connection::Send(size_t bytes, fiber::Deadline deadline) {
   while (bytes > 0) {
     const std::string_view part = pattern_.Part(number_, sent_, std::min(bytes, Pattern::kMaxPart));
@@ -128,7 +139,7 @@ absl::Status Connection::ReceiveSome(size_t bytes, fiber::Deadline deadline) {
   const absl::StatusOr<size_t> n =
       stream_.Read({buffer, std::min(bytes, sizeof(buffer))}, deadline);
   if (absl::IsOutOfRange(n.status())) {
-    return absl::DataLossError("read: the server closed the connection");
+    return absl::UnavailableError("read: the server closed the connection");
   }
   if (!n.ok()) return Told("read", n.status());
   const std::string_view wanted = pattern_.Part(number_, received_, *n);

@@ -36,7 +36,7 @@ class Connection {
 
   // Keeps load.pipeline messages under way until load.end_ns, then waits for the last echoes.
   // Latencies are from before a message is sent to its last byte's return. kDataLoss: other bytes
-  // came back, or the server closed the connection. Parks the fiber.
+  // came back; kUnavailable: the connection broke, or the server closed it. Parks the fiber.
   absl::Status KeepBusy(const Load& load, Histogram& latencies);
 
   // One message and its echo. Parks the fiber.
@@ -45,6 +45,9 @@ class Connection {
   // Ends this side's flow, and waits for the server to end its own. kDataLoss: more came back than
   // was sent. Parks the fiber. The last call.
   absl::Status End(fiber::Deadline deadline);
+
+  // Ends both flows so that the server is told of a reset. Never blocks. The last call.
+  absl::Status Reset();
 
   uint64_t bytes_received() const { return received_; }
 
