@@ -18,6 +18,13 @@ template <class T>
 using Atomic = std::atomic<T>;
 #endif
 
+// The model build: bounds that are small there, so that a case of few steps meets them.
+#ifdef WEFT_MODEL
+inline constexpr bool kIsModel = true;
+#else
+inline constexpr bool kIsModel = false;
+#endif
+
 // Tells the core that this is a spin loop.
 inline void CpuRelax() {
 #if defined(WEFT_MODEL)

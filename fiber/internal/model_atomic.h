@@ -16,6 +16,8 @@ void BeforeModelAccess(const void* address, ModelAccess access);
 void AfterModelChange(const void* address);
 // In a loop that spins until the word accessed last has another value.
 void ModelSpin();
+// In a loop that looks at many words: until somebody else has done something.
+void ModelGiveWay();
 // Accesses in between are use after destruction.
 void ModelDestroyed(const void* address);
 void ModelCreated(const void* address);

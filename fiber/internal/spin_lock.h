@@ -23,6 +23,14 @@ class Backoff {
       sched_yield();
     }
   }
+  // Where the loop looks at many words, and any of them may end it.
+  void PauseForAny() {
+#ifdef WEFT_MODEL
+    ModelGiveWay();
+#else
+    Pause();
+#endif
+  }
 
  private:
   static constexpr int kSpins = 128;

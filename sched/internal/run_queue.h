@@ -18,8 +18,8 @@ namespace sched::internal {
 //
 // The owner is the worker that runs from it; "anyone" is any worker of the runtime.
 struct alignas(64) RunQueue {
-  static constexpr size_t kRingSlots = 2048;
-  static constexpr size_t kUnstartedSlots = 1024;
+  static constexpr size_t kRingSlots = fiber::internal::kIsModel ? 4 : 2048;
+  static constexpr size_t kUnstartedSlots = fiber::internal::kIsModel ? 4 : 1024;
 
   // `owner`: the runtime.
   explicit RunQueue(const void* owner) : timers(owner) {}

@@ -55,10 +55,15 @@ void Worker::Main() {
   prctl(PR_SET_TIMERSLACK, 10'000UL);
   state_ = &fiber::internal::ThisThread();
   fiber::internal::BecomeWorker(*state_, core_, this);
+  RunFibers();
+  fiber::internal::StopBeingWorker(*state_);
+}
+
+// Until the runtime is stopped.
+void Worker::RunFibers() {
   while (Record* next = FindNext()) {
     fiber::internal::Switch(*state_, next, After::kNothing);
   }
-  fiber::internal::StopBeingWorker(*state_);
   core_.InterruptSleeper();  // the next one may sleep on
 }
 
@@ -156,6 +161,7 @@ Record* Worker::Bound(Record* fiber) {
 }
 
 Record* Worker::FindNext() {
+  fiber::internal::Backoff backoff;
   for (;;) {
     if (core_.is_stopped()) return nullptr;
     if (is_maintenance_due()) {
@@ -173,7 +179,7 @@ Record* Worker::FindNext() {
         if (Record* fiber = TakeFromOthers(); fiber != nullptr) return Found(fiber);
       }
     }
-    Sleep();
+    Sleep(backoff);
   }
 }
 
@@ -273,7 +279,8 @@ Record* Worker::StealFrom(RunQueue& victim) {
 
 // The next-slot is taken only from a worker that stays in one fiber: two that wake each other would be torn apart.
 Record* Worker::StealNextSlot(RunQueue& victim) {
-  constexpr int kPatience = 200;  // some 3 us, as Go waits before it takes runnext
+  // Some 3 us, as Go waits before it takes runnext. No time passes in the model.
+  constexpr int kPatience = fiber::internal::kIsModel ? 0 : 200;
   if (victim.next_slot.load(std::memory_order_relaxed) == nullptr) return nullptr;
   const uint64_t runs = victim.runs.load(std::memory_order_relaxed);
   for (int i = 0; i < kPatience; ++i) fiber::internal::CpuRelax();
@@ -302,13 +309,16 @@ void Worker::TellKeeper() {
   if (idle.idle() > 0 && idle.IsKeeperLate(core_.EarliestDue())) core_.InterruptSleeper();
 }
 
-void Worker::Sleep() {
+// `backoff`: of the loop that finds neither work nor sleep.
+void Worker::Sleep(fiber::internal::Backoff& backoff) {
   const int64_t now = fiber::internal::MonotonicNs();
   core_.trimmer().Step(now, core_.Activity());
   Idle& idle = core_.idle();
   idle.Enter(role_);
   if (core_.HasFibers() || core_.is_stopped()) {
     role_ = idle.Leave();
+    // Another worker has them, and may have lost its CPU on the way to running them.
+    backoff.PauseForAny();
     return;
   }
   // The keeper also comes back for what is not urgent: one worker is enough.

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "fiber/internal/record.h"
+#include "fiber/internal/spin_lock.h"
 #include "fiber/internal/thread_state.h"
 #include "fiber/internal/wait_block.h"
 #include "sched/internal/idle.h"
@@ -57,9 +58,10 @@ class Worker {
   // Every so many rounds (next-slot runs apart) an unstarted fiber goes before the ring, the oldest, so that neither starves.
   static constexpr uint64_t kUnstartedShare = 8;
   static constexpr size_t kMostTakenAtOnce = 32;
-  static constexpr int kSearchRounds = 4;
+  static constexpr int kSearchRounds = fiber::internal::kIsModel ? 1 : 4;
 
   void Main();
+  void RunFibers();
   Record* FindNext();
   Record* Maintain();
   Record* TakeShared();
@@ -69,7 +71,7 @@ class Worker {
   Record* StealNextSlot(RunQueue& victim);
   Record* Bound(Record* fiber);
   Record* Found(Record* fiber);
-  void Sleep();
+  void Sleep(fiber::internal::Backoff& backoff);
   void ExpireTimers();
   void TellKeeper();
   uint64_t Random();

@@ -34,6 +34,8 @@ using fiber::internal::WaitBlock;
 constexpr int kMostThreads = 8;
 constexpr size_t kStackBytes = 128 << 10;
 constexpr int kMostSteps = 100'000;
+constexpr size_t kNever = SIZE_MAX;
+constexpr size_t kMostShown = 1000;  // of the steps of a schedule that failed
 
 // What a thread is about to do.
 struct Step {
@@ -54,6 +56,7 @@ struct Thread {
   Step next;
   bool is_done = false;
   std::function<bool()> can_go_on;  // empty: it can
+  size_t gave_way_at = kNever;      // after so many turns
   std::optional<ThreadState> state;
   int error = 0;  // its errno
   // The access before this: of what, and how often that had changed by then.
@@ -109,7 +112,12 @@ class Explorer {
   [[noreturn]] void Fail(const std::string& why) {
     if (result_.failure.empty()) {
       result_.failure = absl::StrCat(why, " in schedule ", result_.schedules, ":");
-      for (const auto& [thread, step] : trace_) {
+      for (size_t i = 0; i < trace_.size(); ++i) {
+        if (i == kMostShown / 2 && trace_.size() > kMostShown) {
+          i = trace_.size() - kMostShown / 2;
+          absl::StrAppend(&result_.failure, " …");
+        }
+        const auto& [thread, step] = trace_[i];
         absl::StrAppend(&result_.failure, " t", thread,
                         step.kind == Step::kRead    ? "r"
                         : step.kind == Step::kWrite ? "w"
@@ -132,6 +140,20 @@ class Explorer {
     const void* const address = current_->last_address;
     Block({Step::kRead, address},
           [this, address, seen = current_->last_changes] { return changes_[address] != seen; });
+  }
+  // The current thread goes on when another has had a turn, or none of them can.
+  void GiveWay() {
+    Thread& self = *current_;
+    self.gave_way_at = trace_.size();
+    Block({Step::kAnything, nullptr}, [this, &self] {
+      if (trace_.size() != self.gave_way_at) return true;
+      return std::none_of(threads_, threads_ + thread_count_, [&](Thread& other) {
+        if (&other == &self || other.is_done) return false;
+        if (other.gave_way_at != kNever) return trace_.size() != other.gave_way_at;
+        return !other.can_go_on || other.can_go_on();
+      });
+    });
+    self.gave_way_at = kNever;
   }
   void Destroyed(const void* address) { destroyed_.insert(address); }
   void Created(const void* address) { destroyed_.erase(address); }
@@ -188,6 +210,7 @@ class Explorer {
       thread.next = {};
       thread.is_done = false;
       thread.can_go_on = nullptr;
+      thread.gave_way_at = kNever;
       thread.state.emplace().errno_address = &thread.error;
       thread.block.emplace();
     }
@@ -372,6 +395,10 @@ void AfterModelChange(const void* address) {
 
 void ModelSpin() {
   if (IsRunning()) explorer->Spin();
+}
+
+void ModelGiveWay() {
+  if (IsRunning()) explorer->GiveWay();
 }
 
 void ModelDestroyed(const void* address) {

@@ -248,4 +248,40 @@ PLANTED_BUGS = {
         "    if (PermitsOf(word) > 0 && WaitingOf(word) > 0) backend_->Kick();\n    return;\n",
         "    (void)word;\n    return;\n",
     ),
+    # Workers.
+    "sleep_without_a_last_look": (
+        "worker_cases",
+        "PushesFromOutside",
+        "sched/internal/worker.cc",
+        "  if (core_.HasFibers() || core_.is_stopped()) {",
+        "  if (core_.is_stopped()) {",
+    ),
+    "next_slot_not_looked_at": (
+        "worker_cases",
+        "WorkerStaysInAFiber",
+        "sched/internal/run_queue.h",
+        "    return next_slot.load(std::memory_order_seq_cst) != nullptr ||  // order: idle-wake\n           !ring.is_empty()",
+        "    return !ring.is_empty()",
+    ),
+    "last_searcher_wakes_nobody": (
+        "worker_cases",
+        "SearcherStaysInAFiber",
+        "sched/internal/worker.cc",
+        "    if (core_.idle().StopSearching()) core_.WakeIfIdle();",
+        "    (void)core_.idle().StopSearching();",
+    ),
+    "overflow_drops_what_was_pushed": (
+        "worker_cases",
+        "QueuesOverflow",
+        "sched/internal/worker.cc",
+        "  if (first != nullptr) core_.unstarted().PushList(first, last, count);\n",
+        "  if (first != nullptr) core_.unstarted().PushList(first, first, 1);\n",
+    ),
+    "old_source_not_interrupted": (
+        "worker_cases",
+        "SourceIsInstalled",
+        "sched/internal/core.cc",
+        "  for (uint32_t i = 0; i < worker_count(); ++i) futex_source_.Interrupt();\n",
+        "",
+    ),
 }
