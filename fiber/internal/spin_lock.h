@@ -5,6 +5,7 @@
 #include <sched.h>
 
 #include <cstdint>
+#include <mutex>
 
 #include "absl/base/thread_annotations.h"
 #include "fiber/internal/atomic.h"
@@ -59,6 +60,20 @@ class ABSL_LOCKABLE SpinLock {
  private:
   Atomic<uint32_t> held_{0};
 };
+
+// A lock that threads hold across system calls; never across a switch.
+#ifdef WEFT_MODEL
+class BlockingMutex {
+ public:
+  void lock() ABSL_NO_THREAD_SAFETY_ANALYSIS { lock_.Lock(); }
+  void unlock() ABSL_NO_THREAD_SAFETY_ANALYSIS { lock_.Unlock(); }
+
+ private:
+  SpinLock lock_;
+};
+#else
+using BlockingMutex = std::mutex;
+#endif
 
 class ABSL_SCOPED_LOCKABLE SpinLockHolder {
  public:

@@ -176,7 +176,7 @@ class StackDepot {
 
   // Held while stacks are made, around system calls. Taken before lock_. Protects options_ (read
   // under either lock), guards_ and arena_.
-  std::mutex carve_mutex_;
+  BlockingMutex carve_mutex_;
   StackPoolOptions options_;
   std::optional<StackGuards> guards_;
   StackArena* arena_[kStackClasses] = {};  // that stacks are carved from

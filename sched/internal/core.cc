@@ -329,7 +329,7 @@ Stats Core::stats() const {
 
 EventSource* Core::InstallEventSource(std::unique_ptr<EventSource> (*make)()) {
   if (EventSource* source = installed_source(); source != nullptr) return source;
-  std::lock_guard<std::mutex> hold(install_mutex_);
+  std::lock_guard hold(install_mutex_);
   if (owned_source_ != nullptr) return owned_source_.get();
   owned_source_ = make();
   if (owned_source_ == nullptr) return nullptr;
@@ -345,7 +345,7 @@ void Core::EndEventSource() {
   // The last fiber may have been made runnable by a thread that has yet to interrupt a sleeper. Nobody comes after it:
   // there is no fiber left to be made runnable, or to install a source.
   AwaitForeigners();
-  std::lock_guard<std::mutex> hold(install_mutex_);
+  std::lock_guard hold(install_mutex_);
   installed_source_.store(nullptr, std::memory_order_relaxed);
   owned_source_ = nullptr;
 }

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "fiber/internal/spin_lock.h"
 #include "fiber/scheduler.h"
 #include "sched/event_source.h"
 #include "sched/internal/futex_source.h"
@@ -126,7 +127,7 @@ class Core final : public fiber::Scheduler {
   Trimmer trimmer_{this};
 
   FutexSource futex_source_;
-  std::mutex install_mutex_;
+  fiber::internal::BlockingMutex install_mutex_;
   std::unique_ptr<EventSource> owned_source_;  // guarded by install_mutex_
   // order: source — release by the installer; seq_cst against sleepers: the installer stores, then interrupts the old
   // source once for each worker; a sleeper that loads the old one later than that finds a permit there.

@@ -284,4 +284,33 @@ PLANTED_BUGS = {
         "  for (uint32_t i = 0; i < worker_count(); ++i) futex_source_.Interrupt();\n",
         "",
     ),
+    # Stacks.
+    "freed_stack_is_kept": (
+        "stack_cases",
+        "StackComesFree",
+        "fiber/internal/context.cc",
+        "cache.size() > StackCache::kMost || depot.HasWaiters()",
+        "cache.size() > StackCache::kMost",
+    ),
+    "waiter_counted_after_the_caches": (
+        "stack_cases",
+        "StackComesFree",
+        "fiber/internal/stack_line.cc",
+        "    waiting_.fetch_add(1, std::memory_order_seq_cst);  // order: stack-wait\n    for (StackCache* caches : caches_) {\n      for (int i = 0; i < kStackClasses; ++i) {\n        StackChain resident;\n        StackChain discarded;\n        Sort(caches[i].TakeAll(), &resident, &discarded);\n        PushLocked(resident, discarded);\n      }\n    }\n",
+        "    for (StackCache* caches : caches_) {\n      for (int i = 0; i < kStackClasses; ++i) {\n        StackChain resident;\n        StackChain discarded;\n        Sort(caches[i].TakeAll(), &resident, &discarded);\n        PushLocked(resident, discarded);\n      }\n    }\n    waiting_.fetch_add(1, std::memory_order_seq_cst);\n",
+    ),
+    "line_looks_no_more": (
+        "stack_cases",
+        "StackComesFree",
+        "fiber/internal/stack_line.cc",
+        "    if (TakeableLocked(pool, LayoutOf(cls)) > 0) {",
+        "    if (false) {",
+    ),
+    "given_to_nobody": (
+        "stack_cases",
+        "StacksForThree",
+        "fiber/internal/stack_pool.cc",
+        "    PushLocked(resident, discarded);\n    startable = PopWaitersLocked();\n  }\n  Start(startable);\n}\n\nvoid StackDepot::Discard(",
+        "    PushLocked(resident, discarded);\n    startable = nullptr;\n  }\n  Start(startable);\n}\n\nvoid StackDepot::Discard(",
+    ),
 }
