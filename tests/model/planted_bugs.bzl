@@ -313,4 +313,40 @@ PLANTED_BUGS = {
         "    PushLocked(resident, discarded);\n    startable = PopWaitersLocked();\n  }\n  Start(startable);\n}\n\nvoid StackDepot::Discard(",
         "    PushLocked(resident, discarded);\n    startable = nullptr;\n  }\n  Start(startable);\n}\n\nvoid StackDepot::Discard(",
     ),
+    # Sockets.
+    "closed_by_two": (
+        "descriptor_cases",
+        "ReaderMeetsClose",
+        "netpoll/internal/descriptor.cc",
+        "  } while (!state_.TryTake(seen, (seen | kClosing) + kRef));\n  ended_.store(kClosedByOwner, std::memory_order_seq_cst);  // order: poll-end\n\n",
+        "  } while (!state_.TryTake(seen, seen | kClosing));\n  ended_.store(kClosedByOwner, std::memory_order_seq_cst);\n\n",
+    ),
+    "closed_without_the_locks_of_waiters": (
+        "descriptor_cases",
+        "TwoReadersMeetClose",
+        "netpoll/internal/descriptor.cc",
+        "    if (block != nullptr) Unlock(direction);\n",
+        "",
+    ),
+    "no_look_at_the_end_after_linking": (
+        "descriptor_cases",
+        "PollerEnds",
+        "netpoll/internal/descriptor.cc",
+        "    if (descriptor_.ended_.load(std::memory_order_seq_cst) != Descriptor::kAlive &&  // order: poll-end",
+        "    if (false &&",
+    ),
+    "flow_is_not_handed_over": (
+        "descriptor_cases",
+        "FlowIsHandedOver",
+        "netpoll/internal/descriptor.cc",
+        "    if ((seen & (kQueueLock | kHasWaiters)) != 0) return UnlockSlow(direction);",
+        "    if ((seen & kQueueLock) != 0) return UnlockSlow(direction);",
+    ),
+    "made_without_a_look_at_the_poller": (
+        "descriptor_cases",
+        "SocketIsMadeAsThePollerEnds",
+        "netpoll/internal/descriptor.cc",
+        "  if (poller.is_stopped()) self.Orphan(poller);\n",
+        "",
+    ),
 }

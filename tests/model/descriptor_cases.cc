@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Sockets as descriptor.cc ships them: the locks of their flows, waits, close, references, the end
+// of the poller. The socket is a count of tokens; an event says that there may be some.
+#include <unistd.h>
+
+#include <memory>
+#include <string_view>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "tests/model/case_list.h"
+#include "tests/model/explorer.h"
+
+namespace model {
+int CloseFd(int fd);
+}
+#define close(fd) model::CloseFd(fd)
+#define private public  // a poller that has only its mark
+#include "netpoll/internal/poller.h"
+#undef private
+//
+#include "fiber/deadline.cc"
+#include "fiber/internal/park.cc"
+#include "fiber/internal/wait.cc"
+#include "fiber/internal/wait_queue.cc"
+#include "netpoll/internal/descriptor.cc"
+#undef close
+#include "tests/model/fibers.cc"
+#include "tests/model/fibers.h"
+
+namespace model {
+namespace {
+
+using fiber::Deadline;
+using netpoll::internal::Descriptor;
+using netpoll::internal::Direction;
+using netpoll::internal::FlowLock;
+using netpoll::internal::Poller;
+using std::make_shared;
+
+const Deadline kSoon = Deadline::AtNanos(1000);
+
+constexpr int kFd = 7;
+
+// What the stand-ins for slab, poller and kernel count.
+struct Slab {
+  Descriptor descriptor;
+  bool is_taken = false;
+  Poller poller{nullptr};
+  int open_fds = 0;
+  int records_back = 0;
+};
+Slab* slab_of_the_schedule = nullptr;
+
+struct Socket {
+  Slab slab;
+  Descriptor* descriptor = nullptr;
+  int tokens = 0;
+
+  Socket() {
+    slab_of_the_schedule = &slab;
+    slab.open_fds = 1;
+    descriptor = *Descriptor::Create(slab.poller, kFd, /*is_tcp=*/true);
+  }
+
+  void Send() {
+    Touch(&tokens);
+    ++tokens;
+    descriptor->OnEvent(netpoll::internal::kReadable);
+  }
+  // One token. The caller may hold a reference to the socket only by its lock.
+  absl::Status Receive(Deadline deadline) {
+    FlowLock lock(*descriptor, Direction::kRead, fiber::WaitReason::kRead, deadline);
+    if (!lock.status().ok()) return lock.status();
+    for (;;) {
+      lock.flow().slot.ClearReady();
+      Touch(&tokens);
+      Check(slab.open_fds == 1, "the socket was closed under a reader");
+      if (tokens > 0) {
+        --tokens;
+        return absl::OkStatus();
+      }
+      if (absl::Status status = lock.Await(); !status.ok()) return status;
+    }
+  }
+  // For `finish`, when it has been dropped.
+  void CheckGone() {
+    Check(slab.open_fds == 0, "it is still open, or closed twice");
+    Check(slab.records_back == 1, "its record was not given back once");
+  }
+};
+
+bool IsClosed(const absl::Status& status) { return absl::IsFailedPrecondition(status); }
+
+// A reader waits; news, and the owner closes.
+Case ReaderMeetsClose() {
+  auto world = make_shared<World>(1);
+  auto socket = make_shared<Socket>();
+  return {.threads = {world->Run(0,
+                                 [socket] {
+                                   const absl::Status status = socket->Receive({});
+                                   Check(status.ok() || IsClosed(status), "an odd end");
+                                 }),
+                      [socket] { socket->Send(); }, [socket] { socket->descriptor->Drop(); }},
+          .finish = [socket] { socket->CheckGone(); }};
+}
+
+// Two readers, of whom one has the flow; the owner closes.
+Case TwoReadersMeetClose() {
+  auto world = make_shared<World>(2);
+  auto socket = make_shared<Socket>();
+  auto read = [socket] { Check(IsClosed(socket->Receive({})), "not closed"); };
+  return {.threads = {world->Run(0, read), world->Run(1, read),
+                      [socket] { socket->descriptor->Drop(); }},
+          .finish = [socket] { socket->CheckGone(); }};
+}
+
+// Two readers and two tokens: one hands the flow to the other.
+Case FlowIsHandedOver() {
+  auto world = make_shared<World>(2);
+  auto socket = make_shared<Socket>();
+  auto read = [socket] { Check(socket->Receive({}).ok(), "it failed"); };
+  return {.threads = {world->Run(0, read), world->Run(1, read),
+                      [socket] {
+                        socket->Send();
+                        socket->Send();
+                      }},
+          .finish =
+              [socket] {
+                socket->descriptor->Drop();
+                socket->CheckGone();
+              }};
+}
+
+// The one who waits for the flow gives up, as it is handed over or the socket is closed.
+Case QueuedReaderIsCancelled() {
+  auto world = make_shared<World>(2);
+  auto socket = make_shared<Socket>();
+  return {.threads = {world->Run(0,
+                                 [socket] {
+                                   const absl::Status status = socket->Receive({});
+                                   Check(status.ok() || IsClosed(status), "an odd end");
+                                 }),
+                      world->Run(1,
+                                 [socket] {
+                                   const absl::Status status = socket->Receive({});
+                                   Check(absl::IsCancelled(status) || IsClosed(status),
+                                         "it was not cancelled");
+                                 }),
+                      world->Cancel(1), [socket] { socket->descriptor->Drop(); }},
+          .finish = [socket] { socket->CheckGone(); }};
+}
+
+Case ReaderTimesOut() {
+  auto world = make_shared<World>(1);
+  auto socket = make_shared<Socket>();
+  return {.threads = {world->Run(0,
+                                 [socket] {
+                                   const absl::Status status = socket->Receive(kSoon);
+                                   Check(status.ok() || absl::IsDeadlineExceeded(status) ||
+                                             IsClosed(status),
+                                         "an odd end");
+                                 }),
+                      world->ExpireTimers(1), [socket] { socket->descriptor->Drop(); }},
+          .finish = [socket] { socket->CheckGone(); }};
+}
+
+// The deadline of the socket is moved to the past while a reader begins to wait.
+Case DeadlineIsMovedToThePast() {
+  auto world = make_shared<World>(1);
+  auto socket = make_shared<Socket>();
+  return {.threads = {world->Run(0,
+                                 [socket] {
+                                   Check(absl::IsDeadlineExceeded(socket->Receive({})),
+                                         "no deadline");
+                                 }),
+                      [socket] {
+                        socket->descriptor->SetDeadline(Direction::kRead, Deadline::AtNanos(1));
+                      },
+                      world->ExpireTimers(1)},
+          .finish =
+              [socket] {
+                socket->descriptor->Drop();
+                socket->CheckGone();
+              }};
+}
+
+// The poller ends while a reader begins to wait, and the owner drops the socket.
+Case PollerEnds() {
+  auto world = make_shared<World>(1);
+  auto socket = make_shared<Socket>();
+  return {.threads = {world->Run(0,
+                                 [socket] {
+                                   const absl::Status status = socket->Receive({});
+                                   Check(absl::IsUnavailable(status) || IsClosed(status),
+                                         "an odd end");
+                                 }),
+                      [socket] { socket->descriptor->Orphan(socket->slab.poller); },
+                      [socket] { socket->descriptor->Drop(); }},
+          .finish = [socket] { socket->CheckGone(); }};
+}
+
+// As Poller::Stop does: it is marked first, then the records are gone through. A socket is made
+// meanwhile.
+Case SocketIsMadeAsThePollerEnds() {
+  auto world = make_shared<World>(1);
+  auto slab = make_shared<Slab>();
+  slab_of_the_schedule = slab.get();
+  slab->open_fds = 1;
+  return {.threads = {world->Run(0,
+                                 [slab] {
+                                   Descriptor* made = *Descriptor::Create(slab->poller, kFd, true);
+                                   {
+                                     FlowLock lock(*made, Direction::kRead,
+                                                   fiber::WaitReason::kRead, {});
+                                     Check(absl::IsUnavailable(lock.Await()), "not ended");
+                                   }
+                                   made->Drop();
+                                 }),
+                      [slab] {
+                        slab->poller.is_stopped_.store(true, std::memory_order_seq_cst);
+                        slab->descriptor.Orphan(slab->poller);
+                      }}};
+}
+
+}  // namespace
+
+int CloseFd(int fd) {
+  Touch(&slab_of_the_schedule->open_fds);
+  Check(fd == kFd && --slab_of_the_schedule->open_fds == 0, "closed twice");
+  return 0;
+}
+
+std::span<const NamedCase> Cases() {
+  static constexpr NamedCase kCases[] = {
+      {"ReaderMeetsClose", ReaderMeetsClose, 3},
+      {"TwoReadersMeetClose", TwoReadersMeetClose, 2},
+      {"FlowIsHandedOver", FlowIsHandedOver, 2},
+      {"QueuedReaderIsCancelled", QueuedReaderIsCancelled, 2},
+      {"ReaderTimesOut", ReaderTimesOut, 2},
+      {"DeadlineIsMovedToThePast", DeadlineIsMovedToThePast, 3},
+      {"PollerEnds", PollerEnds, 3},
+      {"SocketIsMadeAsThePollerEnds", SocketIsMadeAsThePollerEnds, 4},
+  };
+  return kCases;
+}
+
+}  // namespace model
+
+// What descriptors need besides the files that ship.
+namespace netpoll::internal {
+
+absl::Status Poller::Add(Descriptor&) { return absl::OkStatus(); }
+void Poller::Remove(int) {}
+Poller::Poller(std::unique_ptr<Backend>) : fork_generation_(0) {}
+Descriptor* DescriptorSlab::Take() {
+  model::Check(!std::exchange(model::slab_of_the_schedule->is_taken, true), "taken twice");
+  return &model::slab_of_the_schedule->descriptor;
+}
+void DescriptorSlab::Give(Descriptor&) {
+  model::Touch(&model::slab_of_the_schedule->records_back);
+  ++model::slab_of_the_schedule->records_back;
+}
+uint64_t DescriptorSlab::ForkGeneration() { return 0; }
+absl::Status ErrnoStatus(int, std::string_view, std::string_view) {
+  return absl::InternalError("not here");
+}
+absl::Status ClosedStatus() { return absl::FailedPreconditionError("closed"); }
+absl::Status RuntimeEndedStatus() { return absl::UnavailableError("ended"); }
+
+}  // namespace netpoll::internal
