@@ -20,6 +20,7 @@
 #include "netpoll/error.h"
 #include "netpoll/tcp.h"
 #include "tools/loadgen/for_each.h"
+#include "tools/loadgen/loopback.h"
 
 namespace loadgen {
 namespace {
@@ -101,8 +102,7 @@ bool Churn::Run() {
 }
 
 absl::Status Churn::OpenAndEcho(int number, size_t bytes, std::unique_ptr<Connection>& connection) {
-  absl::StatusOr<netpoll::TcpStream> stream =
-      netpoll::TcpStream::Connect(options_.target, kPatience);
+  absl::StatusOr<netpoll::TcpStream> stream = ConnectOnLoopback(number, options_.target, kPatience);
   if (!stream.ok()) return stream.status();
   connection = std::make_unique<Connection>(number, *std::move(stream), pattern_);
   return connection->EchoOnce(bytes, kPatience);

@@ -3,6 +3,7 @@
 //
 //   bazel run -c opt //tools/loadgen:churn -- --target=127.0.0.1:7000 --server=PID
 #include <sys/resource.h>
+#include <sys/socket.h>
 
 #include <climits>
 #include <cstdint>
@@ -17,7 +18,7 @@
 namespace {
 
 constexpr char kUsage[] =
-    "usage: churn --target=HOST:PORT --server=PID [--held=N] [--per-second=N] [--seconds=N]\n"
+    "usage: churn --target=127.0.0.1:PORT --server=PID [--held=N] [--per-second=N] [--seconds=N]\n"
     "             [--slack-kib=N]\n"
     "Holds N connections (default: 19000) to an echo server, while others (1000 per second) come,\n"
     "exchange bytes and go, for as many as N seconds (300) are to have; then proves each held one\n"
@@ -32,8 +33,9 @@ bool ParseArgument(std::string_view argument, loadgen::ChurnOptions& options) {
   const std::string_view value = argument.substr(equals + 1);
   if (name == "--target") {
     const absl::StatusOr<netpoll::Address> target = netpoll::Address::Parse(value);
-    if (target.ok()) options.target = *target;
-    return target.ok();
+    if (!target.ok() || target->family() != AF_INET) return false;
+    options.target = *target;
+    return true;
   }
   int* const field = name == "--server"       ? &options.server
                      : name == "--held"       ? &options.held
