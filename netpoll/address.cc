@@ -3,13 +3,12 @@
 
 #include <arpa/inet.h>
 #include <net/if.h>
-#include <sys/ioctl.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <ostream>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -20,6 +19,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
+#include "netpoll/internal/errno_status.h"
+#include "netpoll/internal/syscalls.h"
 
 namespace netpoll {
 namespace {
@@ -106,21 +107,18 @@ bool HasScope(const in6_addr& address) {
 
 // Not if_nametoindex(): it opens a socket as well, and loses the reason when it cannot.
 absl::StatusOr<uint32_t> InterfaceNumber(absl::string_view text, absl::string_view interface) {
-  const absl::Status none =
-      Bad(text, absl::StrCat("this host has no network interface ", absl::CHexEscape(interface)));
-  ifreq request = {};
-  if (interface.size() >= sizeof(request.ifr_name)) return none;
-  std::copy(interface.begin(), interface.end(), request.ifr_name);
-  const int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-  if (fd < 0) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("no socket to look up network interface ", interface, ": ", strerror(errno),
-                     errno == EMFILE ? "; raise RLIMIT_NOFILE (ulimit -n)" : ""));
-  }
-  const bool is_found = ioctl(fd, SIOCGIFINDEX, &request) == 0;
-  close(fd);
-  if (!is_found) return none;
-  return static_cast<uint32_t>(request.ifr_ifindex);
+  const auto none = [&] {
+    return Bad(text, absl::StrCat("this host has no network interface ", absl::CHexEscape(interface)));
+  };
+  if (interface.size() >= IFNAMSIZ) return none();
+  const std::string name(interface);
+  const int fd = internal::Socket(AF_UNIX);
+  if (fd < 0) return internal::ErrnoStatus(-fd, "socket to look up network interface", name);
+  const int number = internal::FindInterface(fd, name.c_str());
+  internal::Close(fd);
+  if (number == -ENODEV) return none();
+  if (number < 0) return internal::ErrnoStatus(-number, "look up network interface", name);
+  return static_cast<uint32_t>(number);
 }
 
 absl::StatusOr<uint32_t> ParseScope(absl::string_view text, absl::string_view scope) {

@@ -35,9 +35,9 @@ namespace {
 // a worker, a deadline or Close() can do.
 constexpr size_t kMostAtOnce = size_t{256} << 10;
 
-// Writes `total` bytes. `send(done)` is one system call for what is left after `done` bytes.
-template <class SendFn>
-IoResult WriteAll(Descriptor* descriptor, size_t total, Deadline deadline, SendFn send) {
+// Writes `total` bytes. `send_rest(done)` is one system call for what is left after `done` bytes.
+template <class SendRest>
+IoResult WriteAll(Descriptor* descriptor, size_t total, Deadline deadline, SendRest send_rest) {
   if (descriptor == nullptr) return {0, ClosedStatus()};
   if (total == 0) return {0, descriptor->is_closing() ? ClosedStatus() : absl::OkStatus()};
   FlowLock lock(*descriptor, Direction::kWrite, WaitReason::kWrite, deadline);
@@ -45,7 +45,7 @@ IoResult WriteAll(Descriptor* descriptor, size_t total, Deadline deadline, SendF
   if (!result.ok()) return result;
   const int fd = descriptor->fd();
   for (;;) {
-    const ssize_t n = send(fd, result.bytes);
+    const ssize_t n = send_rest(fd, result.bytes);
     if (n >= 0) {
       result.bytes += static_cast<size_t>(n);
       if (result.bytes == total) return result;

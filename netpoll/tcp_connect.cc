@@ -50,7 +50,7 @@ class ScopedFd {
   ScopedFd(const ScopedFd&) = delete;
   ScopedFd& operator=(const ScopedFd&) = delete;
   ~ScopedFd() {
-    if (fd_ >= 0) (void)internal::Close(fd_);  // a fresh socket: nothing to lose
+    if (fd_ >= 0) internal::Close(fd_);
   }
   int get() const { return fd_; }
   int Take() { return std::exchange(fd_, -1); }

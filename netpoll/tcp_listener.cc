@@ -93,7 +93,7 @@ absl::StatusOr<Descriptor*> AcceptDescriptor(Descriptor& listener, Deadline dead
       if (accepted.ok()) return accepted;
       status = accepted.status();
       if (!internal::IsExhaustion(ErrnoOf(status))) {
-        (void)internal::Close(fd);
+        internal::Close(fd);
         return status;
       }
       listener.pending_fd() = fd;
@@ -157,7 +157,7 @@ absl::StatusOr<TcpListener> TcpListener::Listen(const Address& address, ListenOp
     if (descriptor.ok()) return TcpListener(*descriptor);
     status = descriptor.status();
   }
-  (void)internal::Close(fd);  // a fresh socket: nothing to lose
+  internal::Close(fd);
   return status;
 }
 

@@ -40,7 +40,7 @@ absl::Status ParkUntil(int fd, Direction direction, short events, Deadline deadl
   if (duplicate < 0) return ErrnoStatus(-duplicate, "wait for a descriptor");
   absl::StatusOr<Descriptor*> descriptor = Descriptor::Create(**poller, duplicate, false);
   if (!descriptor.ok()) {
-    (void)internal::Close(duplicate);
+    internal::Close(duplicate);
     return descriptor.status();
   }
   absl::Status status;

@@ -3,12 +3,11 @@
 
 #include <errno.h>
 #include <linux/futex.h>
-#include <sys/syscall.h>
 #include <time.h>
-#include <unistd.h>
 
 #include <cstring>
 
+#include "fiber/internal/system_calls.h"
 #include "fiber/internal/thread_state.h"
 
 namespace fiber::internal {
@@ -23,9 +22,9 @@ bool FutexWait(Atomic<uint32_t>& word, uint32_t expected, int64_t deadline_ns) {
     timeout = &at;
   }
   // The bitset form takes an absolute time on the monotonic clock.
-  const long result = syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word),
-                              FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, expected, timeout, nullptr,
-                              FUTEX_BITSET_MATCH_ANY);
+  const long result = System().futex(reinterpret_cast<uint32_t*>(&word),
+                                     FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, expected, timeout,
+                                     FUTEX_BITSET_MATCH_ANY);
   if (result == 0) return true;
   switch (errno) {
     case ETIMEDOUT: return false;
@@ -37,8 +36,8 @@ bool FutexWait(Atomic<uint32_t>& word, uint32_t expected, int64_t deadline_ns) {
 
 void FutexWake(Atomic<uint32_t>& word, int count) {
   // EFAULT: the memory is gone, and whoever waited there with it.
-  if (syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE | FUTEX_PRIVATE_FLAG, count,
-              nullptr, nullptr, 0) < 0 &&
+  if (System().futex(reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE | FUTEX_PRIVATE_FLAG,
+                     static_cast<uint32_t>(count), nullptr, 0) < 0 &&
       errno != EFAULT) {
     Fatal("futex wake failed: %s", strerror(errno));
   }

@@ -3,10 +3,6 @@
 
 #include <errno.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <climits>
@@ -16,6 +12,7 @@
 #include "fiber/internal/thread_state.h"
 #include "fiber/internal/wait_block.h"
 #include "netpoll/internal/errno_status.h"
+#include "netpoll/internal/syscalls.h"
 
 namespace netpoll::internal {
 namespace {
@@ -32,18 +29,10 @@ constexpr int kCapacity = 128;
 // call. Once refused it is not tried again: then waits are rounded up to milliseconds.
 Atomic<bool> has_pwait2{true};
 
-int PWait2(int epoll_fd, epoll_event* events, int capacity, int64_t timeout_ns) {
-  timespec timeout;
-  timeout.tv_sec = static_cast<time_t>(timeout_ns / 1'000'000'000);
-  timeout.tv_nsec = static_cast<long>(timeout_ns % 1'000'000'000);
-  return static_cast<int>(
-      syscall(SYS_epoll_pwait2, epoll_fd, events, capacity, &timeout, nullptr, size_t{0}));
-}
-
 int WaitMilliseconds(int epoll_fd, epoll_event* events, int capacity, int64_t timeout_ns) {
   const int64_t milliseconds = timeout_ns / 1'000'000 + (timeout_ns % 1'000'000 != 0 ? 1 : 0);
-  return epoll_wait(epoll_fd, events, capacity,
-                    static_cast<int>(std::min<int64_t>(milliseconds, INT_MAX)));
+  return EpollWait(epoll_fd, events, capacity,
+                   static_cast<int>(std::min<int64_t>(milliseconds, INT_MAX)));
 }
 
 // Until when: -1 without end.
@@ -53,13 +42,14 @@ int64_t TimeoutUntil(int64_t deadline_ns) {
   return std::max<int64_t>(deadline_ns - MonotonicNs(), 0);
 }
 
+// The count or -errno.
 int WaitOnce(int epoll_fd, epoll_event* events, int capacity, int64_t timeout_ns) {
   if (timeout_ns <= 0) {
-    return epoll_wait(epoll_fd, events, capacity, static_cast<int>(timeout_ns));
+    return EpollWait(epoll_fd, events, capacity, static_cast<int>(timeout_ns));
   }
   if (has_pwait2.load(std::memory_order_relaxed)) {
-    const int count = PWait2(epoll_fd, events, capacity, timeout_ns);
-    if (count >= 0 || (errno != ENOSYS && errno != EPERM)) return count;
+    const int count = EpollWaitNs(epoll_fd, events, capacity, timeout_ns);
+    if (count != -ENOSYS && count != -EPERM) return count;
     has_pwait2.store(false, std::memory_order_relaxed);
   }
   return WaitMilliseconds(epoll_fd, events, capacity, timeout_ns);
@@ -79,43 +69,35 @@ uint32_t BitsOf(uint32_t events) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Backend>> EpollBackend::Create() {
-  const int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-  if (epoll_fd < 0) return ErrnoStatus(errno, "epoll_create1");
-  const int event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  const int epoll_fd = MakeEpoll();
+  if (epoll_fd < 0) return ErrnoStatus(-epoll_fd, "epoll_create1");
+  const int event_fd = MakeEventFd();
   if (event_fd < 0) {
-    absl::Status status = ErrnoStatus(errno, "eventfd");
-    close(epoll_fd);
-    return status;
+    Close(epoll_fd);
+    return ErrnoStatus(-event_fd, "eventfd");
   }
   std::unique_ptr<Backend> backend(new EpollBackend(epoll_fd, event_fd));
-  epoll_event event{};
-  event.events = EPOLLIN | EPOLLET;
-  event.data.u64 = kKickTag;
-  if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, event_fd, &event) != 0) {
-    return ErrnoStatus(errno, "epoll_ctl");
+  if (const int error = EpollAdd(epoll_fd, event_fd, EPOLLIN | EPOLLET, kKickTag); error < 0) {
+    return ErrnoStatus(-error, "epoll_ctl");
   }
   return backend;
 }
 
 EpollBackend::~EpollBackend() {
-  if (close(event_fd_) != 0 || close(epoll_fd_) != 0) {
-    Fatal("an epoll instance was closed by somebody else: %s", strerror(errno));
-  }
+  Close(event_fd_);
+  Close(epoll_fd_);
 }
 
 absl::Status EpollBackend::Add(int fd, uint64_t tag) {
-  epoll_event event{};
-  event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET;
-  event.data.u64 = tag;
+  constexpr uint32_t kEverything = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET;
   added_.fetch_add(1, std::memory_order_release);  // order: added
-  if (epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, fd, &event) == 0) return absl::OkStatus();
-  return ErrnoStatus(errno, "epoll_ctl");
+  const int error = EpollAdd(epoll_fd_, fd, kEverything, tag);
+  return error < 0 ? ErrnoStatus(-error, "epoll_ctl") : absl::OkStatus();
 }
 
 void EpollBackend::Remove(int fd) {
-  epoll_event unused{};  // kernels before 2.6.9 want one
-  if (epoll_ctl(epoll_fd_, EPOLL_CTL_DEL, fd, &unused) != 0) {
-    Fatal("descriptor %d of a socket of ours was closed by somebody else: %s", fd, strerror(errno));
+  if (const int error = EpollRemove(epoll_fd_, fd); error < 0) {
+    Fatal("descriptor %d of ours was closed by somebody else: epoll_ctl: %s", fd, strerror(-error));
   }
 }
 
@@ -124,10 +106,8 @@ int EpollBackend::Wait(int64_t deadline_ns, Event* events, int capacity, bool* w
   *was_kicked = false;
   const int count = WaitOnce(epoll_fd_, collected, std::min(capacity, kCapacity),
                              TimeoutUntil(deadline_ns));
-  if (count < 0) {
-    if (errno == EINTR) return 0;
-    Fatal("epoll_wait: %s", strerror(errno));
-  }
+  if (count == -EINTR) return 0;
+  if (count < 0) Fatal("epoll_wait: %s", strerror(-count));
   (void)added_.load(std::memory_order_acquire);  // order: added
   int kept = 0;
   for (int i = 0; i < count; ++i) {
@@ -141,17 +121,14 @@ int EpollBackend::Wait(int64_t deadline_ns, Event* events, int capacity, bool* w
 }
 
 void EpollBackend::Kick() {
-  const uint64_t one = 1;
-  if (write(event_fd_, &one, sizeof one) == static_cast<ssize_t>(sizeof one)) return;
-  if (errno != EAGAIN) Fatal("eventfd write: %s", strerror(errno));
-  // Nobody has read it since it was made, and it is full: empty it, and the next write is an edge again.
-  uint64_t value;
-  if (read(event_fd_, &value, sizeof value) < 0 && errno != EAGAIN) {
-    Fatal("eventfd read: %s", strerror(errno));
+  int error = AddToEventFd(event_fd_);
+  if (error == -EAGAIN) {
+    // Nobody has read it since it was made, and it is full: empty it, and the next write is an edge again.
+    error = EmptyEventFd(event_fd_);
+    if (error < 0 && error != -EAGAIN) Fatal("eventfd read: %s", strerror(-error));
+    error = AddToEventFd(event_fd_);
   }
-  if (write(event_fd_, &one, sizeof one) < 0 && errno != EAGAIN) {
-    Fatal("eventfd write: %s", strerror(errno));
-  }
+  if (error < 0 && error != -EAGAIN) Fatal("eventfd write: %s", strerror(-error));
 }
 
 }  // namespace netpoll::internal

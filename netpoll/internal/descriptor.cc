@@ -2,9 +2,7 @@
 #include "netpoll/internal/descriptor.h"
 
 #include <errno.h>
-#include <unistd.h>
 
-#include <cstring>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
@@ -14,6 +12,7 @@
 #include "netpoll/internal/descriptor_slab.h"
 #include "netpoll/internal/errno_status.h"
 #include "netpoll/internal/poller.h"
+#include "netpoll/internal/syscalls.h"
 
 namespace netpoll::internal {
 
@@ -150,25 +149,14 @@ void Descriptor::Drop() {
   if ((Change(0, kHasOwner) & kClosed) != 0) Recycle();
 }
 
-namespace {
-
-// EINTR: it is closed all the same. Anything else but EBADF is about data of files.
-void CloseFd(int fd) {
-  if (close(fd) != 0 && errno == EBADF) {
-    Fatal("descriptor %d of a socket of ours was closed by somebody else", fd);
-  }
-}
-
-}  // namespace
-
 // By whoever dropped the last reference.
 void Descriptor::CloseNow() {
   (void)state_.Load();  // what other references did happens before what comes now
   if (fd_ >= 0) {
     poller_->Remove(fd_);
-    CloseFd(fd_);
+    internal::Close(fd_);
   }
-  if (pending_fd_ >= 0) CloseFd(pending_fd_);
+  if (pending_fd_ >= 0) internal::Close(pending_fd_);
   if ((Change(kClosed, 0) & kHasOwner) == 0) Recycle();
 }
 

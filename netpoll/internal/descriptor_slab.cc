@@ -9,6 +9,7 @@
 #include "absl/base/thread_annotations.h"
 #include "fiber/internal/atomic.h"
 #include "fiber/internal/spin_lock.h"
+#include "fiber/internal/system_calls.h"
 #include "fiber/internal/thread_state.h"
 #include "netpoll/internal/descriptor.h"
 
@@ -56,8 +57,8 @@ struct Slab {
   }
 
   [[nodiscard]] bool AddChunk() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock) {
-    void* memory = mmap(nullptr, Chunk::kBytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* memory = fiber::internal::System().mmap(
+        nullptr, Chunk::kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return false;
     // Tags have room for 48 bits; more is given only to those who ask.
     if (reinterpret_cast<uint64_t>(memory) >> 48 != 0) {

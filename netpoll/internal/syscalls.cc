@@ -3,11 +3,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <net/if.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <time.h>
-#include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 
+#include "fiber/internal/system_calls.h"
 #include "fiber/internal/thread_state.h"
 #include "fiber/internal/wait_block.h"
 
@@ -16,13 +20,15 @@
 namespace netpoll::internal {
 namespace {
 
+using fiber::internal::System;
+
 int Result(int result) { return result < 0 ? -errno : result; }
 
 }  // namespace
 
 WEFT_NOINLINE ssize_t Receive(int fd, char* buffer, size_t size) {
   for (;;) {
-    const ssize_t n = recv(fd, buffer, size, 0);
+    const ssize_t n = System().recv(fd, buffer, size, 0);
     if (n >= 0) return n;
     if (errno != EINTR) return -errno;
   }
@@ -30,7 +36,7 @@ WEFT_NOINLINE ssize_t Receive(int fd, char* buffer, size_t size) {
 
 WEFT_NOINLINE ssize_t Send(int fd, const char* data, size_t size) {
   for (;;) {
-    const ssize_t n = send(fd, data, size, MSG_NOSIGNAL);
+    const ssize_t n = System().send(fd, data, size, MSG_NOSIGNAL);
     if (n >= 0) return n;
     if (errno != EINTR) return -errno;
   }
@@ -41,7 +47,7 @@ WEFT_NOINLINE ssize_t SendPieces(int fd, const iovec* pieces, size_t count) {
   message.msg_iov = const_cast<iovec*>(pieces);
   message.msg_iovlen = count;
   for (;;) {
-    const ssize_t n = sendmsg(fd, &message, MSG_NOSIGNAL);
+    const ssize_t n = System().sendmsg(fd, &message, MSG_NOSIGNAL);
     if (n >= 0) return n;
     if (errno != EINTR) return -errno;
   }
@@ -49,58 +55,63 @@ WEFT_NOINLINE ssize_t SendPieces(int fd, const iovec* pieces, size_t count) {
 
 WEFT_NOINLINE int Accept(int fd) {
   for (;;) {
-    const int accepted = accept4(fd, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    const int accepted = System().accept4(fd, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (accepted >= 0) return accepted;
     if (errno != EINTR) return -errno;
   }
 }
 
 WEFT_NOINLINE int Socket(int family) {
-  return Result(socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  return Result(System().socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
 }
 
 WEFT_NOINLINE int Connect(int fd, const sockaddr* address, socklen_t size) {
-  return Result(connect(fd, address, size));
+  return Result(System().connect(fd, address, size));
 }
 
 WEFT_NOINLINE int Bind(int fd, const sockaddr* address, socklen_t size) {
-  return Result(bind(fd, address, size));
+  return Result(System().bind(fd, address, size));
 }
 
-WEFT_NOINLINE int Listen(int fd, int backlog) { return Result(listen(fd, backlog)); }
+WEFT_NOINLINE int Listen(int fd, int backlog) { return Result(System().listen(fd, backlog)); }
 
-WEFT_NOINLINE int Shutdown(int fd, int how) { return Result(shutdown(fd, how)); }
-
-WEFT_NOINLINE int Close(int fd) { return Result(close(fd)); }
+WEFT_NOINLINE int Shutdown(int fd, int how) { return Result(System().shutdown(fd, how)); }
 
 WEFT_NOINLINE int SetOption(int fd, int level, int name, int value) {
-  return Result(setsockopt(fd, level, name, &value, sizeof value));
+  return Result(System().setsockopt(fd, level, name, &value, sizeof value));
 }
 
 WEFT_NOINLINE int GetOption(int fd, int level, int name) {
   int value = 0;
   socklen_t size = sizeof value;
-  const int result = Result(getsockopt(fd, level, name, &value, &size));
+  const int result = Result(System().getsockopt(fd, level, name, &value, &size));
   return result < 0 ? result : value;
 }
 
 WEFT_NOINLINE int GetLocal(int fd, sockaddr_storage* address, socklen_t* size) {
   *size = sizeof *address;
-  return Result(getsockname(fd, reinterpret_cast<sockaddr*>(address), size));
+  return Result(System().getsockname(fd, reinterpret_cast<sockaddr*>(address), size));
 }
 
 WEFT_NOINLINE int GetPeer(int fd, sockaddr_storage* address, socklen_t* size) {
   *size = sizeof *address;
-  return Result(getpeername(fd, reinterpret_cast<sockaddr*>(address), size));
+  return Result(System().getpeername(fd, reinterpret_cast<sockaddr*>(address), size));
+}
+
+WEFT_NOINLINE int FindInterface(int fd, const char* name) {
+  ifreq request{};
+  std::strncpy(request.ifr_name, name, sizeof request.ifr_name - 1);
+  const int result = Result(System().ioctl(fd, SIOCGIFINDEX, &request));
+  return result < 0 ? result : request.ifr_ifindex;
 }
 
 WEFT_NOINLINE int MakeNonBlocking(int fd) {
-  const int flags = fcntl(fd, F_GETFL);
+  const int flags = System().fcntl(fd, F_GETFL, 0);
   if (flags < 0) return -errno;
-  return (flags & O_NONBLOCK) != 0 ? 0 : Result(fcntl(fd, F_SETFL, flags | O_NONBLOCK));
+  return (flags & O_NONBLOCK) != 0 ? 0 : Result(System().fcntl(fd, F_SETFL, flags | O_NONBLOCK));
 }
 
-WEFT_NOINLINE int Duplicate(int fd) { return Result(fcntl(fd, F_DUPFD_CLOEXEC, 0)); }
+WEFT_NOINLINE int Duplicate(int fd) { return Result(System().fcntl(fd, F_DUPFD_CLOEXEC, 0)); }
 
 WEFT_NOINLINE int Poll(int fd, short events, int64_t deadline_ns) {
   using fiber::internal::kNeverNs;
@@ -113,9 +124,58 @@ WEFT_NOINLINE int Poll(int fd, short events, int64_t deadline_ns) {
       timeout.tv_sec = static_cast<time_t>(left / 1'000'000'000);
       timeout.tv_nsec = static_cast<long>(left % 1'000'000'000);
     }
-    const int count = ppoll(&polled, 1, deadline_ns == kNeverNs ? nullptr : &timeout, nullptr);
+    const int count = System().ppoll(&polled, 1, deadline_ns == kNeverNs ? nullptr : &timeout, nullptr);
     if (count > 0) return polled.revents;
     if (count == 0) return 0;
+    if (errno != EINTR) return -errno;
+  }
+}
+
+WEFT_NOINLINE void Close(int fd) {
+  if (System().close(fd) != 0 && errno == EBADF) {
+    fiber::internal::Fatal("descriptor %d of ours was closed by somebody else", fd);
+  }
+}
+
+WEFT_NOINLINE int MakeEpoll() { return Result(System().epoll_create1(EPOLL_CLOEXEC)); }
+
+WEFT_NOINLINE int EpollAdd(int epoll_fd, int fd, uint32_t events, uint64_t tag) {
+  epoll_event event{};
+  event.events = events;
+  event.data.u64 = tag;
+  return Result(System().epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event));
+}
+
+WEFT_NOINLINE int EpollRemove(int epoll_fd, int fd) {
+  epoll_event unused{};  // kernels before 2.6.9 want one
+  return Result(System().epoll_ctl(epoll_fd, EPOLL_CTL_DEL, fd, &unused));
+}
+
+WEFT_NOINLINE int EpollWait(int epoll_fd, epoll_event* events, int capacity, int timeout_ms) {
+  return Result(System().epoll_wait(epoll_fd, events, capacity, timeout_ms));
+}
+
+WEFT_NOINLINE int EpollWaitNs(int epoll_fd, epoll_event* events, int capacity, int64_t timeout_ns) {
+  timespec timeout;
+  timeout.tv_sec = static_cast<time_t>(timeout_ns / 1'000'000'000);
+  timeout.tv_nsec = static_cast<long>(timeout_ns % 1'000'000'000);
+  return Result(System().epoll_pwait2(epoll_fd, events, capacity, &timeout));
+}
+
+WEFT_NOINLINE int MakeEventFd() { return Result(System().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)); }
+
+WEFT_NOINLINE int AddToEventFd(int fd) {
+  const uint64_t one = 1;
+  for (;;) {
+    if (System().write(fd, &one, sizeof one) >= 0) return 0;
+    if (errno != EINTR) return -errno;
+  }
+}
+
+WEFT_NOINLINE int EmptyEventFd(int fd) {
+  uint64_t value;
+  for (;;) {
+    if (System().read(fd, &value, sizeof value) >= 0) return 0;
     if (errno != EINTR) return -errno;
   }
 }

@@ -3,16 +3,19 @@
 #define WEFT_NETPOLL_INTERNAL_SYSCALLS_H_
 
 #include <poll.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
 #include <cstddef>
+#include <cstdint>
 
-// System calls that return -errno. Never inlined: a function that parks may come back on another thread, and compilers
-// keep errno's address in it from one call to the next.
+// All system calls of netpoll, by way of the table (fiber/internal/system_calls.h), with -errno for a result. Never
+// inlined: a function that parks may come back on another thread, and compilers keep errno's address in it from one call to
+// the next.
 namespace netpoll::internal {
 
-// Each retries EINTR, but for Connect and Poll.
+// Each retries EINTR, but for Connect, Poll and the two that wait for events.
 ssize_t Receive(int fd, char* buffer, size_t size);
 ssize_t Send(int fd, const char* data, size_t size);
 ssize_t SendPieces(int fd, const iovec* pieces, size_t count);
@@ -23,17 +26,31 @@ int Connect(int fd, const sockaddr* address, socklen_t size);
 int Bind(int fd, const sockaddr* address, socklen_t size);
 int Listen(int fd, int backlog);
 int Shutdown(int fd, int how);
-int Close(int fd);
 
 int SetOption(int fd, int level, int name, int value);
 int GetOption(int fd, int level, int name);  // the value, which is not negative, or -errno
 int GetLocal(int fd, sockaddr_storage* address, socklen_t* size);
 int GetPeer(int fd, sockaddr_storage* address, socklen_t* size);
+int FindInterface(int fd, const char* name);  // its number; the name has less than IFNAMSIZ characters
 
+// Any descriptor.
 int MakeNonBlocking(int fd);
 int Duplicate(int fd);  // close-on-exec
 // poll(2) of one descriptor, until `deadline_ns` on the monotonic clock. 0: at the deadline; else what came.
 int Poll(int fd, short events, int64_t deadline_ns);
+// Whatever it returns but EBADF, the descriptor is closed: EINTR too, the others are about data of files. EBADF ends the
+// process: somebody else has closed what is ours, and may next time meet a number that was given out anew.
+void Close(int fd);
+
+int MakeEpoll();
+int EpollAdd(int epoll_fd, int fd, uint32_t events, uint64_t tag);
+int EpollRemove(int epoll_fd, int fd);
+int EpollWait(int epoll_fd, epoll_event* events, int capacity, int timeout_ms);  // -1: without end
+int EpollWaitNs(int epoll_fd, epoll_event* events, int capacity, int64_t timeout_ns);
+
+int MakeEventFd();         // non-blocking
+int AddToEventFd(int fd);  // -EAGAIN: it is full
+int EmptyEventFd(int fd);  // -EAGAIN: it is empty
 
 }  // namespace netpoll::internal
 

@@ -2,7 +2,6 @@
 #include "sched/internal/cgroup.h"
 
 #include <fcntl.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -16,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
+#include "fiber/internal/system_calls.h"
 
 namespace sched::internal {
 namespace {
@@ -26,18 +26,19 @@ constexpr size_t kMaxFileBytes = size_t{16} << 20;
 // "" for what cannot be read: no limit stands in an empty file. By hand, since these files have no
 // size to ask for, and a stream would throw or not, depending on its directory.
 std::string ReadFile(const std::string& path) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const fiber::internal::SystemCalls& system = fiber::internal::System();
+  const int fd = system.open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) return "";
   std::string contents;
   char buffer[4096];
   while (contents.size() < kMaxFileBytes) {
-    const ssize_t count = read(fd, buffer, sizeof(buffer));
+    const ssize_t count = system.read(fd, buffer, sizeof(buffer));
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) contents.clear();
     if (count <= 0) break;
     contents.append(buffer, static_cast<size_t>(count));
   }
-  close(fd);
+  system.close(fd);
   return contents;
 }
 

@@ -15,6 +15,7 @@
 #include "fiber/internal/park.h"
 #include "fiber/internal/stack_pool.h"
 #include "fiber/internal/spawn.h"
+#include "fiber/internal/system_calls.h"
 #include "fiber/internal/wait.h"
 #include "sched/internal/cgroup.h"
 #include "sched/internal/cpu_count.h"
@@ -64,10 +65,11 @@ size_t StackMemory(size_t asked) {
 
 // Servers run out of descriptors long before the hard limit: take what we are allowed. Refused: the old limit stays.
 void RaiseDescriptorLimit() {
+  const fiber::internal::SystemCalls& system = fiber::internal::System();
   rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  if (system.getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
   limit.rlim_cur = limit.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &limit);
+  system.setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 }  // namespace

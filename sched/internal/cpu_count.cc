@@ -14,11 +14,16 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "fiber/internal/system_calls.h"
 
 namespace sched::internal {
 namespace {
 
-int GetOwnAffinity(size_t bytes, cpu_set_t* mask) { return sched_getaffinity(0, bytes, mask); }
+using fiber::internal::System;
+
+int GetOwnAffinity(size_t bytes, cpu_set_t* mask) {
+  return System().sched_getaffinity(0, bytes, mask);
+}
 
 // The kernel refuses a mask that is smaller than its own with EINVAL, and a cpu_set_t ends at 1024
 // CPUs.
@@ -31,7 +36,7 @@ int CpusInAffinity(const CpuSources& sources) {
     if (get(bytes, mask.data()) == 0) return CPU_COUNT_S(bytes, mask.data());
     if (errno != EINVAL) break;
   }
-  return static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
+  return static_cast<int>(System().sysconf(_SC_NPROCESSORS_ONLN));
 }
 
 }  // namespace

@@ -6,11 +6,11 @@
 #include <sys/prctl.h>
 
 #include <algorithm>
-#include <exception>
 
 #include "fiber/internal/context.h"
 #include "fiber/internal/overflow.h"
 #include "fiber/internal/stack_pool.h"
+#include "fiber/internal/system_calls.h"
 #include "sched/internal/core.h"
 
 namespace sched::internal {
@@ -18,6 +18,7 @@ namespace sched::internal {
 using fiber::internal::After;
 using fiber::internal::StackDepot;
 using fiber::internal::State;
+using fiber::internal::System;
 using fiber::internal::ThreadState;
 using fiber::internal::WaitBlock;
 
@@ -25,12 +26,14 @@ Worker::Worker(Core& core, RunQueue& queue, uint32_t index)
     : core_(core), queue_(queue), index_(index), random_((index + 1) * 0x9E3779B97F4A7C15u) {}
 
 bool Worker::Start() {
-  try {
-    thread_ = std::thread([this] { Main(); });
-    return true;
-  } catch (const std::exception&) {  // no thread, or no memory to start one
-    return false;
-  }
+  return System().pthread_create(&thread_, nullptr, &Entry, this) == 0;
+}
+
+void Worker::Join() { pthread_join(thread_, nullptr); }  // cannot fail: it is joined once, and by others
+
+void* Worker::Entry(void* worker) {
+  static_cast<Worker*>(worker)->Main();
+  return nullptr;
 }
 
 namespace {
@@ -52,7 +55,7 @@ void Worker::Main() {
   fiber::internal::AlternateStack alternate_stack;
   pthread_setname_np(pthread_self(), "weft-worker");  // only a name: may fail
   // Sleeps of 100 us are to be honoured; the default lets the kernel be 50 us late. Refused: as late as it likes.
-  prctl(PR_SET_TIMERSLACK, 10'000UL);
+  System().prctl(PR_SET_TIMERSLACK, 10'000UL);
   state_ = &fiber::internal::ThisThread();
   fiber::internal::BecomeWorker(*state_, core_, this);
   RunFibers();

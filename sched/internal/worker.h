@@ -2,8 +2,9 @@
 #ifndef WEFT_SCHED_INTERNAL_WORKER_H_
 #define WEFT_SCHED_INTERNAL_WORKER_H_
 
+#include <pthread.h>
+
 #include <cstdint>
-#include <thread>
 
 #include "fiber/internal/record.h"
 #include "fiber/internal/spin_lock.h"
@@ -29,7 +30,7 @@ class Worker {
 
   // False: no thread could be had.
   [[nodiscard]] bool Start();
-  void Join() { thread_.join(); }
+  void Join();
 
   RunQueue& queue() { return queue_; }
 
@@ -60,6 +61,7 @@ class Worker {
   static constexpr size_t kMostTakenAtOnce = 32;
   static constexpr int kSearchRounds = fiber::internal::kIsModel ? 1 : 4;
 
+  static void* Entry(void* worker);
   void Main();
   void RunFibers();
   Record* FindNext();
@@ -80,7 +82,7 @@ class Worker {
   RunQueue& queue_;
   const uint32_t index_;
   fiber::internal::ThreadState* state_ = nullptr;
-  std::thread thread_;
+  pthread_t thread_{};
   Idle::Role role_ = Idle::Role::kBusy;
   uint64_t tick_ = 0;
   uint64_t maintenance_at_ = 0;

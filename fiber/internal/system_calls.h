@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef WEFT_FIBER_INTERNAL_SYSTEM_CALLS_H_
+#define WEFT_FIBER_INTERNAL_SYSTEM_CALLS_H_
+
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "fiber/internal/atomic.h"
+
+namespace fiber::internal {
+
+// SystemCalls is the system calls of //sched and //netpoll, and the futex of all: an entry for each, with the C library's
+// name, result and errno, without arguments that are always the same. Nobody there calls the kernel around it
+// (tools/layers), so that a test can make any call fail, as a kernel does when it likes.
+//
+// Not in it: the clock, which does not enter the kernel and cannot fail; joining a thread and masking signals, which cannot
+// fail either; a thread's name.
+struct SystemCalls {
+  // Threads.
+  int (*pthread_create)(pthread_t* thread, const pthread_attr_t* attributes, void* (*run)(void*),
+                        void* argument);  // the error is the result
+  long (*futex)(uint32_t* word, int operation, uint32_t value, const timespec* until, uint32_t mask);
+  int (*prctl)(int option, unsigned long argument);
+  int (*sched_getaffinity)(pid_t thread, size_t bytes, cpu_set_t* mask);
+  long (*sysconf)(int name);
+  // Limits and memory.
+  int (*getrlimit)(int resource, rlimit* limit);
+  int (*setrlimit)(int resource, const rlimit* limit);
+  void* (*mmap)(void* address, size_t size, int protection, int flags, int fd, off_t offset);
+  // Any descriptor.
+  int (*open)(const char* path, int flags);
+  ssize_t (*read)(int fd, void* buffer, size_t size);
+  ssize_t (*write)(int fd, const void* data, size_t size);
+  int (*close)(int fd);
+  int (*fcntl)(int fd, int command, int argument);
+  int (*ioctl)(int fd, unsigned long request, void* argument);
+  int (*ppoll)(pollfd* polled, nfds_t count, const timespec* timeout, const sigset_t* mask);
+  // Sockets.
+  int (*socket)(int family, int type, int protocol);
+  int (*bind)(int fd, const sockaddr* address, socklen_t size);
+  int (*listen)(int fd, int backlog);
+  int (*accept4)(int fd, sockaddr* address, socklen_t* size, int flags);
+  int (*connect)(int fd, const sockaddr* address, socklen_t size);
+  int (*shutdown)(int fd, int how);
+  ssize_t (*recv)(int fd, void* buffer, size_t size, int flags);
+  ssize_t (*send)(int fd, const void* data, size_t size, int flags);
+  ssize_t (*sendmsg)(int fd, const msghdr* message, int flags);
+  int (*getsockopt)(int fd, int level, int name, void* value, socklen_t* size);
+  int (*setsockopt)(int fd, int level, int name, const void* value, socklen_t size);
+  int (*getsockname)(int fd, sockaddr* address, socklen_t* size);
+  int (*getpeername)(int fd, sockaddr* address, socklen_t* size);
+  // Events.
+  int (*epoll_create1)(int flags);
+  int (*epoll_ctl)(int epoll_fd, int operation, int fd, epoll_event* event);
+  int (*epoll_wait)(int epoll_fd, epoll_event* events, int capacity, int timeout_ms);
+  int (*epoll_pwait2)(int epoll_fd, epoll_event* events, int capacity, const timespec* timeout);
+  int (*eventfd)(unsigned int value, int flags);
+};
+
+// The kernel's own.
+extern const SystemCalls kKernel;
+
+// The table in use. order: system-calls — release by whoever puts another in place, acquire by callers: they find it filled.
+extern Atomic<const SystemCalls*> system_calls;
+inline const SystemCalls& System() {
+  return *system_calls.load(std::memory_order_acquire);  // order: system-calls
+}
+
+}  // namespace fiber::internal
+
+#endif  // WEFT_FIBER_INTERNAL_SYSTEM_CALLS_H_
