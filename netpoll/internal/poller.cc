@@ -19,13 +19,6 @@ using fiber::internal::ThreadState;
 
 constexpr int kBatch = 128;
 
-// The runtime wants an event source or nothing; why there is nothing is asked for again.
-std::unique_ptr<sched::EventSource> MakeSource() {
-  absl::StatusOr<Poller*> poller = Poller::Create();
-  if (!poller.ok()) return nullptr;
-  return std::make_unique<PollerSource>(**poller);
-}
-
 }  // namespace
 
 Poller::Poller(std::unique_ptr<Backend> backend)
@@ -43,12 +36,17 @@ absl::StatusOr<Poller*> Poller::OfCaller() {
     return absl::FailedPreconditionError(
         "sockets are made by fibers: a plain thread has no runtime to watch them (sched::Run, sched::Runtime)");
   }
+  absl::Status failure;  // remains OK if this scheduler takes no source
+  const auto make = [&failure]() -> std::unique_ptr<sched::EventSource> {
+    absl::StatusOr<Poller*> poller = Poller::Create();
+    if (poller.ok()) return std::make_unique<PollerSource>(**poller);
+    failure = poller.status();
+    return nullptr;
+  };
   sched::EventSource* source =
-      sched::internal::InstalledEventSource(thread.current->scheduler, &MakeSource);
+      sched::internal::InstalledEventSource(thread.current->scheduler, make);
   if (source != nullptr) return &static_cast<PollerSource*>(source)->poller();
-  // Either it could not be made just now, which another try explains, or this scheduler takes none.
-  absl::StatusOr<std::unique_ptr<Backend>> backend = EpollBackend::Create();
-  if (!backend.ok()) return backend.status();
+  if (!failure.ok()) return failure;
   return absl::FailedPreconditionError("this fiber's scheduler has no sockets (a simulation?)");
 }
 

@@ -329,7 +329,7 @@ Stats Core::stats() const {
   return stats;
 }
 
-EventSource* Core::InstallEventSource(std::unique_ptr<EventSource> (*make)()) {
+EventSource* Core::InstallEventSource(absl::FunctionRef<std::unique_ptr<EventSource>()> make) {
   if (EventSource* source = installed_source(); source != nullptr) return source;
   std::lock_guard hold(install_mutex_);
   if (owned_source_ != nullptr) return owned_source_.get();
@@ -353,7 +353,7 @@ void Core::EndEventSource() {
 }
 
 EventSource* InstalledEventSource(fiber::Scheduler* scheduler,
-                                  std::unique_ptr<EventSource> (*make)()) {
+                                  absl::FunctionRef<std::unique_ptr<EventSource>()> make) {
   Core* core = dynamic_cast<Core*>(scheduler);
   return core == nullptr ? nullptr : core->InstallEventSource(make);
 }

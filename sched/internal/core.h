@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "fiber/internal/spin_lock.h"
 #include "fiber/scheduler.h"
 #include "sched/event_source.h"
@@ -67,7 +68,7 @@ class Core final : public fiber::Scheduler {
   // A line for each fiber that is left.
   std::string DescribeFibers();
   Stats stats() const;
-  EventSource* InstallEventSource(std::unique_ptr<EventSource> (*make)());
+  EventSource* InstallEventSource(absl::FunctionRef<std::unique_ptr<EventSource>()> make);
 
   // For workers.
   const std::vector<std::unique_ptr<RunQueue>>& queues() const { return queues_; }

@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "absl/functional/function_ref.h"
 #include "fiber/scheduler.h"
 #include "sched/event_source.h"
 
@@ -13,7 +14,7 @@ namespace sched::internal {
 // to it; it lives as long as the runtime. Null if `make` returned null (try again later), or if `scheduler` is not a
 // runtime's. Any thread.
 EventSource* InstalledEventSource(fiber::Scheduler* scheduler,
-                                  std::unique_ptr<EventSource> (*make)());
+                                  absl::FunctionRef<std::unique_ptr<EventSource>()> make);
 
 }  // namespace sched::internal
 

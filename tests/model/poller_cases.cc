@@ -59,7 +59,8 @@ void Descriptor::Orphan(Poller&) {}
 absl::Status RuntimeEndedStatus() { return absl::OkStatus(); }
 }  // namespace netpoll::internal
 namespace sched::internal {
-EventSource* InstalledEventSource(fiber::Scheduler*, std::unique_ptr<EventSource> (*)()) {
+EventSource* InstalledEventSource(fiber::Scheduler*,
+                                  absl::FunctionRef<std::unique_ptr<EventSource>()>) {
   return nullptr;
 }
 }  // namespace sched::internal
