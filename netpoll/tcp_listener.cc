@@ -60,7 +60,9 @@ bool IsAboutOneConnection(int error) {
     case ENOPROTOOPT:
     case EHOSTDOWN:
     case EHOSTUNREACH:
-    case ENONET: return true;
+    case ENONET:
+    case EOPNOTSUPP:
+    case ETIMEDOUT: return true;
     default: return false;
   }
 }
