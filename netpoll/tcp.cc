@@ -117,7 +117,9 @@ absl::StatusOr<TcpStream> TcpStream::Adopt(int fd) {
   if (const int error = internal::MakeNonBlocking(fd); error < 0) {
     return ErrnoStatus(-error, "adopt a descriptor");
   }
-  const bool is_tcp = internal::IsTcp(fd);
+  const int protocol = internal::GetOption(fd, SOL_SOCKET, SO_PROTOCOL);
+  if (protocol < 0) return ErrnoStatus(-protocol, "adopt a descriptor");
+  const bool is_tcp = protocol == IPPROTO_TCP;
   if (is_tcp) {
     if (const int error = internal::SetOption(fd, IPPROTO_TCP, TCP_NODELAY, 1); error < 0) {
       return ErrnoStatus(-error, "set TCP_NODELAY");

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "netpoll/internal/socket.h"
 
-#include <netinet/in.h>
 #include <sys/socket.h>
 
 #include "absl/strings/str_cat.h"
@@ -19,8 +18,6 @@ Address FromKernel(int result, const sockaddr_storage& storage, socklen_t size) 
 }
 
 }  // namespace
-
-bool IsTcp(int fd) { return GetOption(fd, SOL_SOCKET, SO_PROTOCOL) == IPPROTO_TCP; }
 
 Address LocalOf(int fd) {
   sockaddr_storage storage{};

@@ -10,8 +10,6 @@ namespace netpoll::internal {
 
 class Descriptor;
 
-bool IsTcp(int fd);
-
 // An empty Address where the kernel does not tell.
 Address LocalOf(int fd);
 Address PeerOf(int fd);
