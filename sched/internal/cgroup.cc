@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -15,7 +16,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
+#include "fiber/internal/atomic.h"
 #include "fiber/internal/system_calls.h"
+#include "fiber/internal/thread_state.h"
 
 namespace sched::internal {
 namespace {
@@ -23,12 +26,25 @@ namespace {
 // A machine with thousands of containers has a mount table of some hundred kilobytes.
 constexpr size_t kMaxFileBytes = size_t{16} << 20;
 
+// A process without descriptors would have more workers than CPUs, and more stacks than memory. Once: where one file cannot
+// be opened, neither can the others.
+void SayIfExhausted(const std::string& path, int error) {
+  static fiber::internal::Atomic<bool> was_said{false};
+  if (error != EMFILE && error != ENFILE && error != ENOMEM) return;
+  if (was_said.exchange(true, std::memory_order_relaxed)) return;
+  fiber::internal::LogLine("limits of control groups are not known to this process, and not kept: %s: %s", path.c_str(),
+                           strerror(error));
+}
+
 // "" for what cannot be read: no limit stands in an empty file. By hand, since these files have no
 // size to ask for, and a stream would throw or not, depending on its directory.
 std::string ReadFile(const std::string& path) {
   const fiber::internal::SystemCalls& system = fiber::internal::System();
   const int fd = system.open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return "";
+  if (fd < 0) {
+    SayIfExhausted(path, errno);
+    return "";
+  }
   std::string contents;
   char buffer[4096];
   while (contents.size() < kMaxFileBytes) {
