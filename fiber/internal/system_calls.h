@@ -19,7 +19,7 @@ namespace fiber::internal {
 
 // SystemCalls is the system calls of //sched and //netpoll, and the futex of all: an entry for each, with the C library's
 // name, result and errno, without arguments that are always the same. Nobody there calls the kernel around it
-// (tools/layers), so that a test can make any call fail, as a kernel does when it likes.
+// (tools/layers), so that a test can make any call fail (tests/netpoll/faults.h), as a kernel does when it likes.
 //
 // Not in it: the clock, which does not enter the kernel and cannot fail; joining a thread and masking signals, which cannot
 // fail either; a thread's name.
