@@ -58,6 +58,6 @@ constinit const SystemCalls kKernel = {
     .eventfd = ::eventfd,
 };
 
-constinit Atomic<const SystemCalls*> system_calls{&kKernel};
+constinit std::atomic<const SystemCalls*> system_calls{&kKernel};
 
 }  // namespace fiber::internal

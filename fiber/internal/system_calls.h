@@ -10,10 +10,9 @@
 #include <sys/socket.h>
 #include <time.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
-
-#include "fiber/internal/atomic.h"
 
 namespace fiber::internal {
 
@@ -69,7 +68,7 @@ struct SystemCalls {
 extern const SystemCalls kKernel;
 
 // The table in use. order: system-calls — release by whoever puts another in place, acquire by callers: they find it filled.
-extern Atomic<const SystemCalls*> system_calls;
+extern std::atomic<const SystemCalls*> system_calls;
 inline const SystemCalls& System() {
   return *system_calls.load(std::memory_order_acquire);  // order: system-calls
 }

@@ -2,8 +2,6 @@
 //
 // Sockets as descriptor.cc ships them: the locks of their flows, waits, close, references, the end
 // of the poller. The socket is a count of tokens; an event says that there may be some.
-#include <unistd.h>
-
 #include <memory>
 #include <string_view>
 #include <utility>
@@ -15,10 +13,6 @@
 #include "tests/model/case_list.h"
 #include "tests/model/explorer.h"
 
-namespace model {
-int CloseFd(int fd);
-}
-#define close(fd) model::CloseFd(fd)
 #define private public  // a poller that has only its mark
 #include "netpoll/internal/poller.h"
 #undef private
@@ -28,7 +22,6 @@ int CloseFd(int fd);
 #include "fiber/internal/wait.cc"
 #include "fiber/internal/wait_queue.cc"
 #include "netpoll/internal/descriptor.cc"
-#undef close
 #include "tests/model/fibers.cc"
 #include "tests/model/fibers.h"
 
@@ -229,12 +222,6 @@ Case SocketIsMadeAsThePollerEnds() {
 
 }  // namespace
 
-int CloseFd(int fd) {
-  Touch(&slab_of_the_schedule->open_fds);
-  Check(fd == kFd && --slab_of_the_schedule->open_fds == 0, "closed twice");
-  return 0;
-}
-
 std::span<const NamedCase> Cases() {
   static constexpr NamedCase kCases[] = {
       {"ReaderMeetsClose", ReaderMeetsClose, 3},
@@ -256,6 +243,10 @@ namespace netpoll::internal {
 
 absl::Status Poller::Add(Descriptor&) { return absl::OkStatus(); }
 void Poller::Remove(int) {}
+void Close(int fd) {
+  model::Touch(&model::slab_of_the_schedule->open_fds);
+  model::Check(fd == model::kFd && --model::slab_of_the_schedule->open_fds == 0, "closed twice");
+}
 Poller::Poller(std::unique_ptr<Backend>) : fork_generation_(0) {}
 Descriptor* DescriptorSlab::Take() {
   model::Check(!std::exchange(model::slab_of_the_schedule->is_taken, true), "taken twice");

@@ -22,6 +22,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "fiber/internal/system_calls.cc"
 #include "tests/model/case_list.h"
 #include "tests/model/explorer.h"
 
