@@ -113,6 +113,8 @@ void ExpectCode(const absl::Status& status, absl::StatusCode code, std::source_l
 std::string DescribeFibers() {
   std::string text;
   fiber::internal::ForEachRecord([&text](fiber::internal::Record& record) {
+    // What was not joined yet tells nothing.
+    if (record.state.load(std::memory_order_acquire) == fiber::internal::State::kDone) return;
     if (fiber::internal::TryHold(record)) {
       const fiber::internal::WaitBlock& block =
           *record.block.load(std::memory_order_acquire);  // order: owner
