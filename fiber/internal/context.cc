@@ -8,6 +8,7 @@
 #include "fiber/internal/join.h"
 #include "fiber/internal/park.h"
 #include "fiber/internal/sanitizer.h"
+#include "fiber/internal/stack_guard.h"
 #include "fiber/internal/wait.h"
 #include "fiber/scheduler.h"
 
@@ -87,6 +88,7 @@ void RunFiber(Record& self, WaitBlock& block) {
   self.run(self);
   for (;;) {
     DiscardIfDetached(self);
+    CheckCanary(block);
     Unbind(self, block);
     self.state.store(State::kDone, std::memory_order_relaxed);
     if (FinishJoin(ThisThread(), self)) break;  // it may be on another thread by now

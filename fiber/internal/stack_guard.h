@@ -21,7 +21,7 @@ namespace fiber::internal {
 // | kAuto     | 0.5 µs a stack, no mapping | Linux before 6.15, seccomp, gVisor, locked memory   |
 // | kMadvise  | 0.8 µs a stack, no mapping | Linux before 6.13, locked memory                    |
 // | kMprotect | two mappings a stack       | vm.max_map_count: at some 30,000 stacks             |
-// | kCanary   | a look at every park       | nothing; finds overflows late, and not all of them  |
+// | kCanary   | a look at park and end     | nothing; finds overflows late, and not all of them  |
 enum class GuardMode : uint8_t { kAuto, kMadvise, kMprotect, kCanary };
 
 // StackGuards makes the low ends of stacks fault, and counts how.

@@ -177,6 +177,7 @@ StackArena* ReserveArena(StackClass cls, uint32_t, bool, absl::Status*) {
   return &arena;
 }
 absl::Status CommitSlots(StackArena&, uint32_t, uint32_t) { return absl::OkStatus(); }
+void CheckCanarySlow(const WaitBlock&) {}
 void PublishArena(StackArena&) {}
 StackGuards::StackGuards(GuardMode mode, size_t budget) : mode_(mode), mprotect_budget_(budget) {}
 void StackGuards::Install(const iovec*, size_t count, bool* is_guarded) {
