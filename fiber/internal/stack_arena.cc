@@ -81,31 +81,57 @@ size_t AddressSpaceLeft() {
   return used + kept < limit ? limit - used - kept : 0;
 }
 
-absl::Status Explain(int error) {
-  std::string limit;
-  if (const size_t bytes = Limit(RLIMIT_AS); bytes != SIZE_MAX) {
-    limit = absl::StrCat("address space is limited to ", bytes >> 20,
-                         " MiB by RLIMIT_AS: raise it (ulimit -v) or use smaller stacks");
-  } else if (error == EAGAIN) {
-    limit =
-        "locked memory is limited by RLIMIT_MEMLOCK, and mlockall(MCL_FUTURE) counts stacks: raise "
-        "it "
-        "(ulimit -l) or lock less";
-  } else if (ReadNumber("/proc/sys/vm/overcommit_memory", 0) == 2) {
-    limit =
-        "vm.overcommit_memory is 2 and CommitLimit is reached: raise vm.overcommit_ratio or use "
-        "smaller stacks";
-  } else if (const size_t data = Limit(RLIMIT_DATA); data != SIZE_MAX) {
-    limit = absl::StrCat("data is limited to ", data >> 20,
-                         " MiB by RLIMIT_DATA: raise it (ulimit -d) or use smaller stacks");
-  } else {
-    limit =
-        "memory, address space or mappings are exhausted: look at the memory limit and at "
-        "vm.max_map_count, or "
-        "use smaller stacks";
-  }
+// False: vm.max_map_count is reached. The middle one of three pages has to become a mapping of its own. Where they lie between
+// others like them, the kernel may refuse to unmap them at that limit: three pages of address space.
+bool CanSplitMappings() {
+  constexpr size_t kBytes = 3 * kPageBytes;
+  void* pages = mmap(nullptr, kBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (pages == MAP_FAILED) return errno != ENOMEM;
+  char* const middle = static_cast<char*>(pages) + kPageBytes;
+  const bool can_split = mprotect(middle, kPageBytes, PROT_READ) == 0;
+  munmap(pages, kBytes);
+  return can_split;
+}
+
+absl::Status NoStack(const std::string& limit, int error) {
   return absl::ResourceExhaustedError(
       absl::StrCat("no stack for another fiber: ", limit, " (", strerror(error), ")"));
+}
+
+absl::Status AddressSpaceUsedUp() {
+  return NoStack(absl::StrCat("address space is limited to ", Limit(RLIMIT_AS) >> 20,
+                              " MiB by RLIMIT_AS: raise it (ulimit -v) or use smaller stacks"),
+                 ENOMEM);
+}
+
+// Why the kernel said no, although there is address space left.
+absl::Status Explain(int error) {
+  if (error == EAGAIN) {
+    return NoStack(
+        "locked memory is limited by RLIMIT_MEMLOCK, and mlockall(MCL_FUTURE) counts stacks: raise "
+        "it (ulimit -l) or lock less",
+        error);
+  }
+  if (!CanSplitMappings()) {
+    return NoStack(absl::StrCat("the process has all the mappings that vm.max_map_count allows (",
+                                ReadNumber("/proc/sys/vm/max_map_count", 65530),
+                                "): raise it (sysctl) or use fewer mappings"),
+                   error);
+  }
+  if (ReadNumber("/proc/sys/vm/overcommit_memory", 0) == 2) {
+    return NoStack(
+        "vm.overcommit_memory is 2 and CommitLimit is reached: raise vm.overcommit_ratio or use "
+        "smaller stacks",
+        error);
+  }
+  if (const size_t data = Limit(RLIMIT_DATA); data != SIZE_MAX) {
+    return NoStack(absl::StrCat("data is limited to ", data >> 20,
+                                " MiB by RLIMIT_DATA: raise it (ulimit -d) or use smaller stacks"),
+                   error);
+  }
+  if (Limit(RLIMIT_AS) != SIZE_MAX) return AddressSpaceUsedUp();  // what is used could not be read
+  return NoStack(
+      "memory or address space is exhausted: look at the memory limit, or use smaller stacks", error);
 }
 
 // Reserves an arena of exactly `slots`. null: errno says why.
@@ -152,7 +178,7 @@ StackArena* ReserveArena(StackClass cls, uint32_t slots, bool commit_by_chunk, a
   const size_t left = AddressSpaceLeft();
   const size_t batch_bytes = layout.batch * layout.slot_bytes() + BlocksBytes(layout.batch);
   if (left < batch_bytes) {
-    *why = Explain(ENOMEM);
+    *why = AddressSpaceUsedUp();
     return nullptr;
   }
   // Half of what is left, so that other classes and later arenas find something too.
