@@ -63,6 +63,12 @@ size_t StackMemory(size_t asked) {
   return memory == SIZE_MAX ? 0 : memory / 2;
 }
 
+// What keeps threads from being made: they need a stack, too.
+constexpr char kThreadLimits[] =
+    "the limit on threads is reached (ulimit -u, the pids limit of the control group, "
+    "kernel.threads-max), or on address space (ulimit -v), locked memory after mlockall (ulimit -l) "
+    "or mappings (vm.max_map_count): raise it or ask for fewer workers";
+
 // Servers run out of descriptors long before the hard limit: take what we are allowed. Refused: the old limit stays.
 void RaiseDescriptorLimit() {
   const fiber::internal::SystemCalls& system = fiber::internal::System();
@@ -101,12 +107,9 @@ void Core::Start() {
   while (started < workers_.size() && workers_[started]->Start()) ++started;
   if (started == workers_.size()) return;
   if (started == 0) {
-    Fatal("not one worker thread can be had: the limit on threads is reached (ulimit -u, the pids limit of the "
-          "control group, kernel.threads-max) or on address space (ulimit -v)");
+    Fatal("not one worker thread can be had: %s", kThreadLimits);
   }
-  LogLine("only %u of %zu worker threads can be had: the limit on threads is reached (ulimit -u, the pids limit of the "
-          "control group, kernel.threads-max) or on address space (ulimit -v)",
-          started, workers_.size());
+  LogLine("only %u of %zu worker threads can be had: %s", started, workers_.size(), kThreadLimits);
   workers_.resize(started);  // their queues stay, always empty
 }
 
