@@ -26,10 +26,7 @@ iovec PagesOf(const WaitBlock& block) {
   return {block.stack_low, LayoutOf(block.stack_class).stack_bytes};
 }
 
-absl::Status MemoryUsedUp() {
-  return absl::ResourceExhaustedError(
-      "no stack for another fiber: RuntimeOptions::max_stack_memory is reached: raise it");
-}
+absl::Status MemoryUsedUp() { return absl::ResourceExhaustedError(kStackMemoryUsedUp); }
 
 #ifdef WEFT_ASAN
 constexpr bool kIsAddressSanitized = true;
@@ -136,6 +133,7 @@ StackChain StackDepot::PopLocked(Pool& pool, size_t want) {
     chain = pool.discarded.Pop(std::min(want, HeadroomLocked()));
     discarded_idle_ -= chain.count;
   }
+  if (chain.count > 0) is_stall_seen_ = is_stall_said_ = false;
   return chain;
 }
 

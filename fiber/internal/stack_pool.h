@@ -19,6 +19,10 @@
 #include "fiber/internal/stack_pages.h"
 #include "fiber/internal/wait_block.h"
 
+namespace fiber {
+class Scheduler;
+}
+
 namespace fiber::internal {
 
 struct StackPoolOptions {
@@ -47,6 +51,11 @@ struct StackPoolStats {
   size_t waits = 0;                 // how often one had to
   size_t guards[4] = {};            // stacks by GuardMode
 };
+
+// Why there is none under StackPoolOptions::max_stack_memory.
+inline constexpr char kStackMemoryUsedUp[] =
+    "no stack for another fiber: RuntimeOptions::max_stack_memory (if not set, half of the control "
+    "group's memory limit) is reached: raise it";
 
 // StackDepot holds all stacks of the process that are neither in use nor in a worker's cache, makes
 // new ones, and keeps the fibers that found none in line.
@@ -114,6 +123,12 @@ class StackDepot {
   // Lets the first in line try again, since memory may have come free elsewhere. For a monitor, now
   // and then.
   void RetryWaiters();
+  // If fibers wait for a stack and nobody can return one, since all others are fibers of `scheduler`
+  // that are parked without a deadline for what only a fiber or a thread of this process can bring:
+  // says so, once until a stack is taken again. Not so if one waits for a descriptor, which the world
+  // outside may make ready. For a monitor, as often as it likes: it looks four times a second at
+  // most, and speaks when it has seen this twice in a row.
+  void LookForStall(const Scheduler& scheduler, int64_t now_ns);
   // Gives back the pages of up to `most` free stacks; how many that were. 0.6 µs a stack.
   size_t DiscardIdle(size_t most);
   // Gives back pages of free stacks beyond max_resident_idle: of as many as were free throughout the
@@ -192,6 +207,9 @@ class StackDepot {
   size_t arenas_ ABSL_GUARDED_BY(lock_) = 0;
   size_t waits_ ABSL_GUARDED_BY(lock_) = 0;
   int64_t next_log_ns_ ABSL_GUARDED_BY(lock_) = 0;
+  int64_t next_stall_look_ns_ ABSL_GUARDED_BY(lock_) = 0;
+  bool is_stall_seen_ ABSL_GUARDED_BY(lock_) = false;  // by the last look
+  bool is_stall_said_ ABSL_GUARDED_BY(lock_) = false;
   bool is_discard_refused_ ABSL_GUARDED_BY(lock_) = false;  // then there is no excess, either
   std::vector<StackCache*> caches_ ABSL_GUARDED_BY(lock_);
 

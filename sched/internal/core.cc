@@ -140,6 +140,7 @@ void Core::RetryStacks() {
                                                                   std::memory_order_relaxed)) {
     return;
   }
+  StackDepot::Get().LookForStall(*this, now);
   StackDepot::Get().RetryWaiters();
 }
 

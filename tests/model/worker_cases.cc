@@ -363,6 +363,7 @@ StackDepot::StackDepot(const StackPoolOptions&) {}
 StackDepot& StackDepot::Make() { return *new StackDepot({}); }
 void StackDepot::SetMaxMemory(size_t) {}
 void StackDepot::RetryWaiters() {}
+void StackDepot::LookForStall(const Scheduler&, int64_t) {}
 size_t StackDepot::DiscardIdle(size_t) { return 0; }
 
 }  // namespace fiber::internal

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef WEFT_TESTS_LIMITS_AT_WORK_H_
+#define WEFT_TESTS_LIMITS_AT_WORK_H_
+
+#include <sys/socket.h>
+
+#include <atomic>
+#include <cstddef>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "fiber/event.h"
+#include "fiber/go.h"
+#include "fiber/internal/record.h"
+#include "fiber/internal/stack_pool.h"
+#include "gtest/gtest.h"
+#include "netpoll/tcp.h"
+#include "sched/runtime.h"
+#include "tests/child.h"
+#include "tests/scale.h"
+
+namespace limits_test {
+
+using fiber::internal::GuardMode;
+using fiber::internal::StackDepot;
+
+inline constexpr size_t kSmallStack = 64 << 10;
+
+// Fibers that are all there at the same time, unless a limit is in the way.
+class Crowd {
+ public:
+  Crowd(sched::Runtime& runtime, int count, size_t stack_bytes = kSmallStack) : count_(count) {
+    for (int i = 0; i < count; ++i) {
+      fibers_.push_back(runtime.Spawn({.stack_bytes = stack_bytes}, [this] {
+        arrived_.fetch_add(1);
+        EXPECT_TRUE(may_leave_.Wait().ok());
+      }));
+    }
+  }
+  ~Crowd() { Leave(); }
+
+  void AwaitAll() const {
+    while (arrived() < count_) std::this_thread::yield();
+  }
+  int arrived() const { return arrived_.load(); }
+  // Lets all go, also those yet to come.
+  void Leave() {
+    may_leave_.Set();
+    for (auto& each : fibers_) each.Join();
+    fibers_.clear();
+    EXPECT_EQ(arrived(), count_);
+  }
+
+ private:
+  const int count_;
+  std::atomic<int> arrived_{0};
+  fiber::Event may_leave_;
+  std::vector<fiber::JoinHandle<void>> fibers_;
+};
+
+inline void AwaitFibersInLine() {
+  while (StackDepot::Get().Stats().waiting == 0) std::this_thread::yield();
+}
+
+// AtWork is a runtime in which two fibers echo to each other over a pair of sockets, for as long as it exists.
+class AtWork {
+ public:
+  explicit AtWork(sched::RuntimeOptions options = {.workers = 2}) : runtime_(options) {
+    int fds[2];
+    EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+    asker_ = runtime_.Spawn({.stack_bytes = kSmallStack}, [this, fd = fds[0]] {
+      auto stream = netpoll::TcpStream::Adopt(fd);
+      ASSERT_TRUE(stream.ok()) << stream.status();
+      for (char sent = 0; !may_end_.load(); sent = static_cast<char>(sent + 1)) {
+        char got[1] = {};
+        ASSERT_TRUE(stream->Write({&sent, 1}).ok());
+        ASSERT_TRUE(stream->Read(got).ok());
+        ASSERT_EQ(got[0], sent);
+        rounds_.fetch_add(1);
+      }
+    });
+    echoer_ = runtime_.Spawn({.stack_bytes = kSmallStack}, [fd = fds[1]] {
+      auto stream = netpoll::TcpStream::Adopt(fd);
+      ASSERT_TRUE(stream.ok()) << stream.status();
+      char byte[1];
+      while (stream->Read(byte).ok()) ASSERT_TRUE(stream->Write({byte, 1}).ok());
+    });
+    ExpectEcho();
+  }
+  ~AtWork() {
+    ExpectEcho();
+    may_end_.store(true);
+    asker_.Join();
+    echoer_.Join();
+    EXPECT_TRUE(runtime_.Shutdown(absl::Seconds(30)).ok());
+    EXPECT_EQ(fiber::internal::CountRecordsInUse(), 0u) << "leaked fibers";
+    EXPECT_EQ(StackDepot::Get().Stats().waiting, 0u);
+  }
+
+  sched::Runtime& runtime() { return runtime_; }
+
+  // The echo goes on.
+  void ExpectEcho() {
+    const int until = rounds_.load() + 50;
+    while (rounds_.load() < until && !asker_.is_done()) std::this_thread::yield();
+    EXPECT_FALSE(asker_.is_done());
+  }
+
+  // `count` fibers can be there at the same time.
+  void ExpectCrowd(int count = tests::Scaled(3000), size_t stack_bytes = kSmallStack) {
+    Crowd crowd(runtime_, count, stack_bytes);
+    crowd.AwaitAll();
+  }
+
+ private:
+  sched::Runtime runtime_;
+  std::atomic<bool> may_end_{false};
+  std::atomic<int> rounds_{0};
+  fiber::JoinHandle<void> asker_;
+  fiber::JoinHandle<void> echoer_;
+};
+
+}  // namespace limits_test
+
+#endif  // WEFT_TESTS_LIMITS_AT_WORK_H_
