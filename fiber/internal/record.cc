@@ -116,8 +116,8 @@ void LogNoMemory() {
                                                          std::memory_order_relaxed)) {
     return;
   }
-  LogLine("no memory for the records of more fibers: the address space (ulimit -v), the memory limit or "
-          "vm.max_map_count is exhausted");
+  LogLine("no memory for the records of more fibers: address space (ulimit -v), data (ulimit -d), the "
+          "memory limit, CommitLimit or vm.max_map_count is exhausted; raise it or start fewer");
 }
 
 // What a thread keeps: up to two batches, so that it neither takes nor gives on every fiber.

@@ -33,7 +33,11 @@ using fiber::internal::Waiter;
 
 absl::StatusOr<Descriptor*> Descriptor::Create(Poller& poller, int fd, bool is_tcp) {
   Descriptor* made = DescriptorSlab::Take();
-  if (made == nullptr) return ErrnoStatus(ENOMEM, "a descriptor record");
+  if (made == nullptr) {
+    return ErrnoStatus(absl::StatusCode::kResourceExhausted, ENOMEM, "a descriptor record", {},
+                       " (address space (ulimit -v), the memory limit or vm.max_map_count is "
+                       "exhausted; raise it or use less)");
+  }
   Descriptor& self = *made;
   self.ended_.store(kAlive, std::memory_order_relaxed);
   self.fd_ = fd;
