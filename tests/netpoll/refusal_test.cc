@@ -8,11 +8,9 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <iostream>
@@ -28,6 +26,7 @@
 #include "netpoll/internal/descriptor_slab.h"
 #include "netpoll/tcp.h"
 #include "sched/run.h"
+#include "tests/child.h"
 #include "tests/netpoll/seccomp.h"
 #include "tests/netpoll/sockets.h"
 
@@ -37,26 +36,9 @@ namespace {
 using netpoll::ReadFull;
 using netpoll::TcpListener;
 using netpoll::TcpStream;
-
-// In child processes, since there is no way back. They say how it went by their status.
-constexpr int kFine = 0;
-constexpr int kCannotTest = 77;
-
-template <class F>
-void InChild(F body) {
-  const pid_t child = fork();
-  ASSERT_GE(child, 0);
-  if (child == 0) {
-    const int result = body();
-    fflush(nullptr);
-    _exit(result);
-  }
-  int status = 0;
-  ASSERT_EQ(waitpid(child, &status, 0), child);
-  ASSERT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
-  if (WEXITSTATUS(status) == kCannotTest) GTEST_SKIP() << "seccomp is refused here";
-  EXPECT_EQ(WEXITSTATUS(status), kFine);
-}
+using tests::InChild;  // since there is no way back
+using tests::kCannotTest;  // where seccomp or namespaces are refused
+using tests::kFine;
 
 TEST(RefusalTest, WithoutEpollPwait2TimeIsKeptInMilliseconds) {
   for (const int error : {ENOSYS, EPERM}) {
