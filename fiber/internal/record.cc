@@ -73,6 +73,11 @@ class RecordSlab {
     return from;
   }
 
+  bool IsChunk(const void* address) {
+    SpinLockHolder hold(lock_);
+    return std::find(chunks_.begin(), chunks_.end(), address) != chunks_.end();
+  }
+
  private:
   bool TryAddChunk() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
     // On small pages: a huge one saves faults where memory is at hand, but in a virtual machine whose host has to find it
@@ -181,6 +186,8 @@ void ForEachRecord(absl::FunctionRef<void(Record&)> visit) {
     });
   } while (from != 0);
 }
+
+bool IsSlabOfRecords(const void* address) { return RecordSlab::Get().IsChunk(address); }
 
 size_t CountRecordsInUse() {
   size_t count = 0;

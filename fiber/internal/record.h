@@ -96,6 +96,9 @@ void ForEachRecord(absl::FunctionRef<void(Record&)> visit);
 // on from; zero: that was the last record.
 size_t VisitRecords(size_t from, size_t most, absl::FunctionRef<bool(Record&)> visit);
 
+// True if a mapping that begins at `address` holds records, so is kept. For tests that look for leaks.
+bool IsSlabOfRecords(const void* address);
+
 // How many records are in use (approximate while fibers come and go).
 size_t CountRecordsInUse();
 

@@ -232,4 +232,10 @@ bool FindGuard(const void* address, WaitBlock** block) {
   return false;
 }
 
+bool IsArena(const void* address) {
+  const StackArena* arena = all_arenas.load(std::memory_order_acquire);  // order: arena
+  while (arena != nullptr && address != arena->slots && address != arena) arena = arena->next;
+  return arena != nullptr;
+}
+
 }  // namespace fiber::internal

@@ -94,6 +94,8 @@ void PublishArena(StackArena& arena);
 // True if `address` lies in the guard of a stack; *block says whose. Async-signal-safe: for the
 // SIGSEGV handler.
 bool FindGuard(const void* address, WaitBlock** block);
+// True if a mapping that begins at `address` is an arena's, so is kept. For tests that look for leaks.
+bool IsArena(const void* address);
 
 }  // namespace fiber::internal
 

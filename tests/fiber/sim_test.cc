@@ -32,6 +32,7 @@
 #include "fiber/this_fiber.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/leaks/leaks.h"
 
 namespace fiber::sim {
 namespace {
@@ -488,6 +489,7 @@ TEST(SimReportTest, AFiberThatSleepsForEverAfterTheBodyIsALivelock) {
 }
 
 TEST(SimReportTest, AFiberThatHangsForGoodIsAbandonedAndTheNextSimulationRuns) {
+  tests::AllowAbandonedFibers(1);
   const Result result = Simulate({.schedules = 5}, [] {
     Go(FiberOptions{.name = "hung"}, [] { Hang(); });
     Go([] { (void)ParkForEver(); });
@@ -501,6 +503,7 @@ TEST(SimReportTest, AFiberThatHangsForGoodIsAbandonedAndTheNextSimulationRuns) {
 }
 
 TEST(SimReportTest, ASpinnerThatIgnoresCancellationIsAbandoned) {
+  tests::AllowAbandonedFibers(1);
   const Result result = Simulate({.schedules = 1, .max_steps = 1000}, [] {
     Go([] {
       for (;;) Yield();

@@ -15,7 +15,8 @@ WEFT_LINKOPTS = [
     "-Wl,-z,now",
 ]
 
-def weft_test(name, srcs, deps = [], size = "small", tags = [], copts = [], linkopts = [], **kwargs):
+def weft_test(name, srcs, deps = [], size = "small", tags = [], copts = [], linkopts = [],
+              finds_leaks = True, **kwargs):
     """A GoogleTest test.
 
     Args:
@@ -26,6 +27,7 @@ def weft_test(name, srcs, deps = [], size = "small", tags = [], copts = [], link
       tags: one of "deterministic", "threaded", "stress" where it applies.
       copts: besides WEFT_COPTS.
       linkopts: besides WEFT_LINKOPTS.
+      finds_leaks: every test that leaves something behind fails, and names it (//tests/leaks).
       **kwargs: as for cc_test.
     """
     cc_test(
@@ -35,6 +37,6 @@ def weft_test(name, srcs, deps = [], size = "small", tags = [], copts = [], link
         copts = WEFT_COPTS + copts,
         linkopts = WEFT_LINKOPTS + linkopts,
         tags = tags,
-        deps = deps + ["@com_google_googletest//:gtest_main"],
+        deps = deps + ["@com_google_googletest//:gtest_main"] + (["//tests/leaks"] if finds_leaks else []),
         **kwargs
     )

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Fails each test that leaves something behind. Linked into every test by weft_test().
+#include "tests/leaks/leaks.h"
+
+#include <string>
+#include <thread>
+
+#include "fiber/internal/sanitizer.h"
+#include "gtest/gtest.h"
+#include "tests/leaks/census.h"
+
+namespace tests {
+namespace {
+
+size_t abandoned_fibers = 0;
+
+class LeakListener : public testing::EmptyTestEventListener {
+#if defined(WEFT_TSAN)
+  // ThreadSanitizer starts a thread of its own beside the first.
+  void OnTestProgramStart(const testing::UnitTest&) override { std::thread([] {}).join(); }
+#endif
+  // From before its fixture is made until after that is destroyed.
+  void OnTestStart(const testing::TestInfo&) override {
+    abandoned_fibers = 0;
+    before_ = Census::Take();
+  }
+  void OnTestEnd(const testing::TestInfo& test) override {
+    if (test.result()->Failed()) return;  // which has said why; and what an ASSERT left is no wonder
+    const std::string changes = Census::Take().ChangesSince(before_, abandoned_fibers);
+    if (!changes.empty()) ADD_FAILURE() << "leaks:" << changes;
+  }
+
+  Census before_;
+};
+
+[[maybe_unused]] const bool is_listening = [] {
+  testing::UnitTest::GetInstance()->listeners().Append(new LeakListener);  // which takes it over
+  return true;
+}();
+
+}  // namespace
+
+void AllowAbandonedFibers(size_t count) { abandoned_fibers = count; }
+
+}  // namespace tests
