@@ -8,8 +8,9 @@
 //   Use(answer.Join());
 //
 // Spawning never parks and takes no stack: a fiber gets one at its first run. One that finds none free stays unstarted
-// until there is. From a plain thread the one running runtime is used; with none or several that is a bug, and
-// sched::Runtime::Go says which one is meant.
+// until there is. From a plain thread the one running runtime is used; with none or several that is a bug, which ends the
+// process with a message, and so it is when that runtime ends before the fiber is queued. sched::Runtime::Go says which one
+// is meant.
 #if __cplusplus < 202002L
 #error "Weft is C++20: build with -std=c++20 (Bazel: build --cxxopt=-std=c++20)"
 #endif

@@ -24,6 +24,10 @@ class Scheduler {
 
   // A fiber that was just spawned, in state New. Any thread. Neither may be touched afterwards.
   virtual void QueueNew(internal::Record& fiber) = 0;
+  // Around a spawn from outside that has found this scheduler by itself: between the two it stays. Enter is called while it
+  // cannot go yet. Any thread.
+  virtual void EnterFromOutside() {}
+  virtual void LeaveFromOutside() {}
   // A New fiber that found no stack, to try again. Any thread. Neither may be touched afterwards.
   virtual void RequeueNew(internal::Record& fiber) = 0;
   // A fiber in state Ready that was unparked. Any thread. The caller may touch neither fiber nor scheduler afterwards.

@@ -66,6 +66,7 @@ struct alignas(128) Record {
   static constexpr uint32_t kFlagHeapTask = 1;   // storage: void* task, SpawnExtras* extras
   static constexpr uint32_t kStackClassShift = 1;
   static constexpr uint32_t kStackClassMask = 3u << kStackClassShift;
+  static constexpr uint32_t kFlagEntered = 8;  // by who spawns it, which is outside: see EnterOnlyScheduler
 
   StackClass stack_class() const {
     return static_cast<StackClass>((flags & kStackClassMask) >> kStackClassShift);

@@ -25,10 +25,14 @@ Schedulers& AllSchedulers() {
   return *schedulers;
 }
 
-Scheduler& OnlyScheduler(std::source_location site) {
+// Entered: its owner knows nothing of the caller, and may be about to end it.
+Scheduler& EnterOnlyScheduler(std::source_location site) {
   Schedulers& schedulers = AllSchedulers();
   SpinLockHolder hold(schedulers.lock);
-  if (schedulers.all.size() == 1) return *schedulers.all[0];
+  if (schedulers.all.size() == 1) {
+    schedulers.all[0]->EnterFromOutside();
+    return *schedulers.all[0];
+  }
   Fatal("spawn at %s:%u from a plain thread, but %s runtime is running; use sched::Runtime::Go to say which",
         site.file_name(), static_cast<unsigned>(site.line()),
         schedulers.all.empty() ? "no" : "more than one");
@@ -74,17 +78,22 @@ std::unique_ptr<SpawnExtras> MakeExtras(std::string name) {
 Record& NewFiber(Scheduler* scheduler, SpawnExtras* extras, size_t stack_bytes,
                  std::source_location site) {
   ThreadState& thread = ThisThread();
-  if (scheduler == nullptr) {
-    scheduler = thread.scheduler != nullptr ? thread.scheduler : &OnlyScheduler(site);
-  }
   Record& fiber = AllocateRecordOrDelete(thread, extras);
+  uint32_t entered = 0;
+  if (scheduler == nullptr) {
+    scheduler = thread.scheduler;
+    if (scheduler == nullptr) {
+      scheduler = &EnterOnlyScheduler(site);
+      entered = Record::kFlagEntered;
+    }
+  }
   std::atomic_ref<Scheduler*>(fiber.scheduler).store(scheduler, std::memory_order_relaxed);
   std::atomic_ref<std::source_location>(fiber.site).store(site, std::memory_order_relaxed);
   fiber.parent_id =
       thread.current == nullptr ? 0 : thread.current->id.load(std::memory_order_relaxed);
   const StackClass cls =
       stack_bytes == 0 ? scheduler->default_stack_class() : StackClassFor(stack_bytes);
-  fiber.flags = static_cast<uint32_t>(cls) << Record::kStackClassShift;
+  fiber.flags = static_cast<uint32_t>(cls) << Record::kStackClassShift | entered;
   if (extras != nullptr) {
     fiber.flags |= Record::kFlagHeapTask;
     fiber.heap_task() = nullptr;
@@ -95,12 +104,15 @@ Record& NewFiber(Scheduler* scheduler, SpawnExtras* extras, size_t stack_bytes,
 
 void StartFiber(Record& fiber) {
   Scheduler* scheduler = fiber.scheduler;
+  const bool is_entered = (fiber.flags & Record::kFlagEntered) != 0;
   scheduler->QueueNew(fiber);
+  if (is_entered) [[unlikely]] scheduler->LeaveFromOutside();
   SchedulePoint();
 }
 
 void DropFiber(Record& fiber) {
   if ((fiber.flags & Record::kFlagHeapTask) != 0) delete fiber.extras();
+  if ((fiber.flags & Record::kFlagEntered) != 0) fiber.scheduler->LeaveFromOutside();
   FreeRecord(ThisThread(), fiber);
 }
 

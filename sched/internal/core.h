@@ -49,6 +49,8 @@ class Core final : public fiber::Scheduler {
 
   // fiber::Scheduler.
   void QueueNew(Record& fiber) override;
+  void EnterFromOutside() override { foreign_.fetch_add(1, std::memory_order_relaxed); }
+  void LeaveFromOutside() override { foreign_.fetch_sub(1, std::memory_order_release); }  // order: foreign
   void RequeueNew(Record& fiber) override;
   void QueueReady(Record& fiber) override;
   void QueueYielded(Record& fiber) override;
@@ -104,10 +106,8 @@ class Core final : public fiber::Scheduler {
   // may be the last one. order: foreign — release by the leaver, acquire by AwaitForeigners.
   class ForeignEntry {
    public:
-    explicit ForeignEntry(Core& core) : core_(core) {
-      core_.foreign_.fetch_add(1, std::memory_order_relaxed);
-    }
-    ~ForeignEntry() { core_.foreign_.fetch_sub(1, std::memory_order_release); }  // order: foreign
+    explicit ForeignEntry(Core& core) : core_(core) { core_.EnterFromOutside(); }
+    ~ForeignEntry() { core_.LeaveFromOutside(); }
 
    private:
     Core& core_;
