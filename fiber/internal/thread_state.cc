@@ -56,6 +56,9 @@ struct Reaper {
   ~Reaper() {
     ThreadState* thread = this_thread;
     if (thread == nullptr) return;
+    // A fiber has called exit(): it still stands on its worker, which others look for stacks, and what else is destroyed
+    // may have it park.
+    if (thread->scheduler != nullptr) return;
     ReturnFreeRecords(*thread);
     if (thread->plain_block != nullptr) PlainBlocks::Get().Give(thread->plain_block);
     this_thread = nullptr;
