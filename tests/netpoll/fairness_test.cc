@@ -6,14 +6,19 @@
 
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "fiber/deadline.h"
+#include "fiber/event.h"
 #include "fiber/go.h"
+#include "fiber/internal/context.h"
+#include "fiber/semaphore.h"
 #include "fiber/this_fiber.h"
 #include "gtest/gtest.h"
 #include "netpoll/tcp.h"
@@ -87,6 +92,121 @@ TEST_P(FairnessTest, ADescriptorThatIsAlwaysReady) {
   Run([] {
     StreamPair pair = Connected();
     RepeatUntilOthersRan([&] { ASSERT_TRUE(netpoll::WaitWritable(pair.client.fd()).ok()); });
+  });
+}
+
+// Sockets that are always ready: readers that take a byte at a time of a stream that never runs dry, their writers, and
+// pairs that throw a byte to and fro. 96 fibers, each of which has up to kOperationsATurn calls a turn.
+class Flood {
+ public:
+  Flood() {
+    for (int i = 0; i < 32; ++i) {
+      StreamPair pair = Connected();
+      Start([this, stream = std::move(pair.server)]() mutable {
+        char byte[1];
+        while (Step() && stream.Read(byte).ok()) continue;
+      });
+      Start([this, stream = std::move(pair.client)]() mutable {
+        const std::string much(64 << 10, 'x');
+        while (Step() && stream.Write(much).ok()) continue;
+      });
+    }
+    for (int i = 0; i < 16; ++i) {
+      StreamPair pair = Connected();
+      for (TcpStream* side : {&pair.client, &pair.server}) {
+        Start([this, stream = std::move(*side)]() mutable {
+          char byte[1];
+          while (Step() && stream.Write("x").ok() && stream.Read(byte).ok()) continue;
+        });
+      }
+    }
+    for (int i = 0; i < 10; ++i) fiber::Yield();  // they are under way
+  }
+  ~Flood() { is_stopped_.store(true); }  // then each closes its end, and the handles join
+
+  // Steps are counted from here on, or from when a deadline has passed.
+  void Count() { since_.store(steps_.load()); }
+  void CountFrom(absl::Duration deadline) { count_from_ns_.store(absl::ToInt64Nanoseconds(deadline)); }
+  uint64_t counted() const { return steps_.load() - since_.load(); }
+
+ private:
+  // Goes on only so long that whoever waits for a turn has been forgotten.
+  bool Step() {
+    const uint64_t steps = steps_.fetch_add(1) + 1;
+    const int64_t from = count_from_ns_.load();
+    if (from != 0 && from > absl::ToInt64Nanoseconds(fiber::Now())) since_.store(steps);
+    if (counted() > 1'000'000) is_stopped_.store(true);
+    return !is_stopped_.load();
+  }
+
+  template <class F>
+  void Start(F fn) {
+    fibers_.push_back(fiber::Spawn(std::move(fn)));
+  }
+
+  std::atomic<bool> is_stopped_{false};
+  std::atomic<uint64_t> steps_{0};
+  std::atomic<uint64_t> since_{0};
+  std::atomic<int64_t> count_from_ns_{0};
+  std::vector<fiber::JoinHandle<void>> fibers_;
+};
+
+// Without it: connections that keep their buffers full take the worker for themselves.
+TEST_P(FairnessTest, AFloodOfReadySocketsLeavesOthersTheirTurn) {
+  Run([] {
+    RawPair other = ConnectedToRaw();
+    Flood flood;
+    uint64_t waited = 0;
+    fiber::Semaphore ended(0);
+    const auto arrive = [&] {
+      waited = flood.counted();
+      ended.Release();
+    };
+    // Counts from when `start` has done its part, which it does while the worker stands still, if it is the only one.
+    const auto expect_a_turn = [&](const char* guest, auto start) {
+      flood.Count();
+      std::thread(start).join();
+      EXPECT_TRUE(ended.Acquire().ok());
+      // Three times round all of them, at kOperationsATurn each.
+      if (GetParam() == 1) {
+        EXPECT_LT(waited, 3u * 96 * fiber::internal::kOperationsATurn) << guest;
+      }
+    };
+
+    expect_a_turn("spawned outside", [&] { fiber::Go(arrive); });
+
+    fiber::Event unparked;
+    auto parked = fiber::Spawn([&] {
+      EXPECT_TRUE(unparked.Wait().ok());
+      arrive();
+    });
+    WaitUntilParked(parked);
+    expect_a_turn("unparked outside", [&] { unparked.Set(); });
+
+    auto reader = fiber::Spawn([&] {
+      char byte[1];
+      EXPECT_TRUE(other.stream.Read(byte).ok());
+      arrive();
+    });
+    WaitUntilParked(reader);
+    expect_a_turn("another socket", [&] { other.peer.Send("x"); });
+
+    auto yielder = fiber::Spawn([&] {
+      fiber::Yield();
+      flood.Count();
+      fiber::Yield();
+      arrive();
+    });
+    expect_a_turn("yielding", [] {});
+
+    // 1/64 late is allowed.
+    const absl::Duration slept = absl::Milliseconds(1);
+    flood.CountFrom(fiber::Now() + slept + slept / 64);
+    auto sleeper = fiber::Spawn([&] {
+      EXPECT_TRUE(fiber::Sleep(slept).ok());
+      arrive();
+    });
+    expect_a_turn("sleeping", [] {});
   });
 }
 
