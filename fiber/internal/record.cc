@@ -9,11 +9,15 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "fiber/internal/fork.h"
 #include "fiber/internal/spin_lock.h"
 #include "fiber/internal/thread_state.h"
 
 namespace fiber::internal {
 namespace {
+
+// Against those who read the names of fibers that run.
+SpinLock names_lock;
 
 // The registry of all fibers: chunks of records that are never given back, so whoever holds a stale pointer to a
 // record finds a record.
@@ -91,6 +95,11 @@ class RecordSlab {
       return false;
     }
     return true;
+  }
+
+  RecordSlab() {
+    HoldAcrossForks(lock_);
+    HoldAcrossForks(names_lock);
   }
 
   SpinLock lock_;
@@ -207,9 +216,6 @@ std::string Describe(const Record& record) {
 }
 
 namespace {
-
-// Against those who read the names of fibers that run.
-SpinLock names_lock;
 
 std::string NameOfUnheld(const Record& record) {
   const WaitBlock* block = record.block.load(std::memory_order_acquire);  // order: owner

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "fiber/internal/fork.h"
 #include "fiber/internal/join.h"
 #include "fiber/internal/spin_lock.h"
 #include "fiber/scheduler.h"
@@ -14,8 +15,14 @@
 namespace fiber::internal {
 namespace {
 
+void ForgetSchedulers();
+
 // The schedulers that spawns from plain threads could mean.
 struct Schedulers {
+  Schedulers() {
+    HoldAcrossForks(lock);
+    CallInForkedChildren(&ForgetSchedulers);
+  }
   SpinLock lock;
   std::vector<Scheduler*> all ABSL_GUARDED_BY(lock);
 };
@@ -23,6 +30,13 @@ struct Schedulers {
 Schedulers& AllSchedulers() {
   static Schedulers* const schedulers = new Schedulers;
   return *schedulers;
+}
+
+// Their workers stayed in the parent.
+void ForgetSchedulers() {
+  Schedulers& schedulers = AllSchedulers();
+  SpinLockHolder hold(schedulers.lock);
+  schedulers.all.clear();
 }
 
 // Entered: its owner knows nothing of the caller, and may be about to end it.

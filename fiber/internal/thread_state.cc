@@ -13,6 +13,7 @@
 #include <cstring>
 
 #include "fiber/internal/context.h"
+#include "fiber/internal/fork.h"
 #include "fiber/internal/sanitizer.h"
 #include "fiber/internal/spin_lock.h"
 #include "fiber/scheduler.h"
@@ -46,6 +47,8 @@ class PlainBlocks {
   }
 
  private:
+  PlainBlocks() { HoldAcrossForks(lock_); }
+
   SpinLock lock_;
   WaitBlock* free_ ABSL_GUARDED_BY(lock_) = nullptr;
 };
