@@ -91,7 +91,11 @@ void RunFiber(Record& self, WaitBlock& block) {
     CheckCanary(block);
     Unbind(self, block);
     self.state.store(State::kDone, std::memory_order_relaxed);
-    if (FinishJoin(ThisThread(), self)) break;  // it may be on another thread by now
+    ThreadState& thread = ThisThread();  // it may be on another by now
+    if (thread.current != &self) [[unlikely]] {
+      Fatal("a fiber returns in a child of fork(): there it may only exec or _exit");
+    }
+    if (FinishJoin(thread, self)) break;
     // Detached since we looked.
     Bind(self, block);
     self.state.store(State::kRunning, std::memory_order_relaxed);

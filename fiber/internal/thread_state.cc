@@ -114,6 +114,12 @@ void StopBeingWorker(ThreadState& thread) {
   thread.worker = nullptr;
 }
 
+void LeaveInFork(ThreadState& thread) {
+  thread.current = nullptr;
+  thread.scheduler = nullptr;
+  thread.worker = nullptr;
+}
+
 WaitBlock& PlainBlock(ThreadState& thread) {
   if (thread.plain_block == nullptr) thread.plain_block = PlainBlocks::Get().Take();
   return *thread.plain_block;

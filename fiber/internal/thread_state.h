@@ -62,6 +62,10 @@ void BecomeWorker(ThreadState& thread, Scheduler& scheduler, void* worker);
 // Gives back what only a worker keeps.
 void StopBeingWorker(ThreadState& thread);
 
+// In a child of fork(): the calling thread, a worker until now, is a plain one, on the stack of the fiber that it ran. The
+// rest of that fiber's runtime is not there.
+void LeaveInFork(ThreadState& thread);
+
 // The block through which the calling thread waits when it is on its own stack.
 WaitBlock& PlainBlock(ThreadState& thread);
 

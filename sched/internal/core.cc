@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "absl/strings/str_cat.h"
+#include "fiber/internal/fork.h"
 #include "fiber/internal/overflow.h"
 #include "fiber/internal/park.h"
 #include "fiber/internal/stack_pool.h"
@@ -78,6 +79,11 @@ void RaiseDescriptorLimit() {
   system.setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+void LeaveInFork() {
+  ThreadState& thread = ThisThread();
+  if (dynamic_cast<Core*>(thread.scheduler) != nullptr) static_cast<Worker*>(thread.worker)->LeaveInFork();
+}
+
 }  // namespace
 
 Core::Core(const RuntimeOptions& options)
@@ -89,6 +95,10 @@ Core::Core(const RuntimeOptions& options)
   RaiseDescriptorLimit();
   StackDepot::Get().SetMaxMemory(StackMemory(options.max_stack_memory));
   fiber::internal::InstallOverflowHandler();
+  [[maybe_unused]] static const bool is_watching = [] {
+    fiber::internal::CallInForkedChildren(&LeaveInFork);
+    return true;
+  }();
 }
 
 Core::~Core() { AwaitForeigners(); }

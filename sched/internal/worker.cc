@@ -39,19 +39,19 @@ void* Worker::Entry(void* worker) {
 namespace {
 
 // Signals meant for the process go to threads that are not ours; faults are the thread's own, SIGPROF a profiler's.
-void BlockSignals() {
+void BlockSignals(sigset_t* before) {
   sigset_t signals;
   sigfillset(&signals);
   for (int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT, SIGPROF}) {
     sigdelset(&signals, signal);
   }
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // cannot fail with these arguments
+  pthread_sigmask(SIG_BLOCK, &signals, before);  // cannot fail with these arguments
 }
 
 }  // namespace
 
 void Worker::Main() {
-  BlockSignals();
+  BlockSignals(&inherited_signals_);
   fiber::internal::AlternateStack alternate_stack;
   pthread_setname_np(pthread_self(), "weft-worker");  // only a name: may fail
   // Sleeps of 100 us are to be honoured; the default lets the kernel be 50 us late. Refused: as late as it likes.
@@ -68,6 +68,12 @@ void Worker::RunFibers() {
     fiber::internal::Switch(*state_, next, After::kNothing);
   }
   core_.InterruptSleeper();  // the next one may sleep on
+}
+
+// What the child becomes by exec would keep the signals blocked.
+void Worker::LeaveInFork() {
+  pthread_sigmask(SIG_SETMASK, &inherited_signals_, nullptr);  // cannot fail with these arguments
+  fiber::internal::LeaveInFork(*state_);
 }
 
 // xorshift64* (Marsaglia; Vigna): for the order of victims only.

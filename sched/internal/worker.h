@@ -3,6 +3,7 @@
 #define WEFT_SCHED_INTERNAL_WORKER_H_
 
 #include <pthread.h>
+#include <signal.h>
 
 #include <cstdint>
 
@@ -31,6 +32,9 @@ class Worker {
   // False: no thread could be had.
   [[nodiscard]] bool Start();
   void Join();
+
+  // In a child of fork(), by this worker's thread, which is the only one there: it is a plain thread from here on.
+  void LeaveInFork();
 
   RunQueue& queue() { return queue_; }
 
@@ -83,6 +87,7 @@ class Worker {
   const uint32_t index_;
   fiber::internal::ThreadState* state_ = nullptr;
   pthread_t thread_{};
+  sigset_t inherited_signals_{};  // blocked by whoever made the thread
   Idle::Role role_ = Idle::Role::kBusy;
   uint64_t tick_ = 0;
   uint64_t maintenance_at_ = 0;
