@@ -16,6 +16,7 @@ Runtime::Runtime(RuntimeOptions options) : core_(new internal::Core(options)) {
 }
 
 Runtime::~Runtime() {
+  if (core_->is_copy()) return;  // what its threads and fibers were doing can neither be ended nor taken apart
   if (absl::Status status = Shutdown(core_->options().drain); !status.ok()) {
     fiber::internal::Fatal("a runtime ends, but not its fibers: %s",
                            std::string(status.message()).c_str());
@@ -25,6 +26,9 @@ Runtime::~Runtime() {
 
 absl::Status Runtime::Shutdown(fiber::Deadline deadline) {
   if (core_->is_stopped()) return absl::OkStatus();
+  if (core_->is_copy()) {
+    return absl::FailedPreconditionError("the runtime runs in the process that this one was forked from");
+  }
   if (fiber::internal::ThisThread().scheduler == core_) {
     fiber::internal::Fatal("a runtime is shut down by one of its own fibers, which could never end");
   }

@@ -90,7 +90,7 @@ class Runtime {
 
   // Cancels every fiber, waits until all have ended, and stops the workers. kDeadlineExceeded names the fibers that are
   // left, with what they wait for; the runtime then goes on and Shutdown may be called again. OK at once when it has
-  // stopped before. Blocks the thread.
+  // stopped before. kFailedPrecondition in a child of fork(). Blocks the thread.
   absl::Status Shutdown(fiber::Deadline deadline);
 
   // Never blocks.

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/functional/function_ref.h"
+#include "fiber/internal/fork.h"
 #include "fiber/internal/spin_lock.h"
 #include "fiber/scheduler.h"
 #include "sched/event_source.h"
@@ -63,6 +64,8 @@ class Core final : public fiber::Scheduler {
   fiber::internal::StackClass default_stack_class() const override { return stack_class_; }
 
   // For the face.
+  // Its workers are in the process that this one was forked from.
+  bool is_copy() const { return fork_generation_ != fiber::internal::ForkGeneration(); }
   const RuntimeOptions& options() const { return options_; }
   void CancelAll();
   // True when every fiber has ended; false at the deadline. Blocks the thread.
@@ -118,6 +121,7 @@ class Core final : public fiber::Scheduler {
   void AwaitForeigners();
   void EndEventSource();
 
+  const uint64_t fork_generation_ = fiber::internal::ForkGeneration();
   const RuntimeOptions options_;
   const fiber::internal::StackClass stack_class_;
   std::vector<std::unique_ptr<RunQueue>> queues_;  // const after the constructor
