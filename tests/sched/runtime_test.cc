@@ -2,7 +2,10 @@
 #include "sched/runtime.h"
 
 #include <pthread.h>
+#include <signal.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
@@ -15,6 +18,7 @@
 #include <vector>
 
 #include "absl/strings/match.h"
+#include "fiber/deadline.h"
 #include "fiber/event.h"
 #include "fiber/go.h"
 #include "fiber/internal/sanitizer.h"
@@ -195,6 +199,46 @@ TEST_P(RuntimeTest, ErrnoSurvivesAYieldThatMakesStacks) {
     }
     release.Set();
     for (auto& fiber : fibers) EXPECT_TRUE(fiber.Join().ok());
+  });
+}
+
+// Saved or restored at the address of the thread that it was parked on, it would be another fiber's.
+TEST(RuntimeTest, ErrnoGoesWithAFiberToAnotherThread) {
+  sched::Run({.workers = 4}, [] {
+    std::atomic<int> migrations{0};
+    std::vector<fiber::JoinHandle<void>> fibers;
+    for (int i = 1; i <= 8; ++i) {
+      fibers.push_back(fiber::Spawn([&migrations, i] {
+        const fiber::Deadline patience = absl::Seconds(30);
+        while (migrations.load(std::memory_order_relaxed) < 100 && !patience.is_past()) {
+          const long before = syscall(SYS_gettid);
+          SetErrno(1000 + i);
+          if (i % 2 == 0) {
+            fiber::Yield();
+          } else {
+            (void)fiber::Sleep(absl::Microseconds(50));
+          }
+          ASSERT_EQ(GetErrno(), 1000 + i);
+          if (syscall(SYS_gettid) != before) migrations.fetch_add(1, std::memory_order_relaxed);
+        }
+      }));
+    }
+    for (auto& fiber : fibers) fiber.Join();
+    EXPECT_GE(migrations.load(), 100) << "of which the rest was to tell";
+  });
+}
+
+// A signal for the process that a worker takes would run its handler on a small stack, and interrupt a fiber's system calls.
+TEST_P(RuntimeTest, WorkersTakeNoSignalsButFaultsAndProfilers) {
+  sched::Run(Options(), [] {
+    sigset_t blocked;
+    ASSERT_EQ(pthread_sigmask(SIG_BLOCK, nullptr, &blocked), 0);
+    for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGCHLD, SIGALRM, SIGUSR1, SIGPIPE}) {
+      EXPECT_EQ(sigismember(&blocked, signal), 1) << signal;
+    }
+    for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGPROF}) {
+      EXPECT_EQ(sigismember(&blocked, signal), 0) << signal;
+    }
   });
 }
 

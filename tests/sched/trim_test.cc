@@ -37,6 +37,52 @@ __attribute__((noinline)) int Descend(size_t bytes) {
   return bytes <= sizeof frame ? frame[1023] : Descend(bytes - sizeof frame) + frame[0];
 }
 
+// Most of the default stack, in one frame.
+__attribute__((noinline)) bool KeepsItsFrame(fiber::Event& is_full, fiber::Event& release) {
+  volatile unsigned char frame[200 << 10];
+  for (size_t at = 0; at < sizeof frame; at += 512) frame[at] = static_cast<unsigned char>(at / 512 * 7);
+  is_full.Set();
+  EXPECT_TRUE(release.Wait().ok());
+  for (size_t at = 0; at < sizeof frame; at += 512) {
+    if (frame[at] != static_cast<unsigned char>(at / 512 * 7)) return false;
+  }
+  return true;
+}
+
+// A trimmer that took the wrong end of a stack, or one whose fiber has gone on, would zero what a fiber comes back to.
+TEST(TrimTest, FramesOf200KiBOutliveWhatIsTrimmedBesideThem) {
+  for (int workers : {1, 2}) {
+    sched::Run({.workers = workers}, [] {
+      fiber::Event release;
+      std::vector<fiber::JoinHandle<bool>> wide;
+      for (int i = 0; i < 10; ++i) {
+        fiber::Event is_full;
+        wide.push_back(fiber::Spawn([&] { return KeepsItsFrame(is_full, release); }));
+        EXPECT_TRUE(is_full.Wait().ok());
+      }
+      const char* top = nullptr;
+      fiber::Event is_measured;
+      auto deep = fiber::Spawn([&] {
+        char here = 0;
+        top = &here;
+        Descend(kDepth);
+        is_measured.Set();
+        return release.Wait();
+      });
+      EXPECT_TRUE(is_measured.Wait().ok());
+      // Of a walk that trims this one, the others have had theirs: they have waited for longer.
+      const fiber::Deadline patience = absl::Seconds(30);
+      while (ResidentPages(top, kDepth) > 8 && !patience.is_past()) {
+        (void)fiber::Sleep(absl::Milliseconds(1));
+      }
+      EXPECT_LE(ResidentPages(top, kDepth), 8u);
+      release.Set();
+      for (auto& fiber : wide) EXPECT_TRUE(fiber.Join());
+      EXPECT_TRUE(deep.Join().ok());
+    });
+  }
+}
+
 TEST(TrimTest, AParkedFiberGivesBackThePagesOfADeepExcursion) {
   for (int workers : {1, 2}) {
     sched::Run({.workers = workers}, [] {
