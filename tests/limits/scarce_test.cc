@@ -166,9 +166,6 @@ TEST(ScarceTest, WithoutDescriptorsARuntimeAtWorkGoesOnWithThoseItHas) {
           }).Join();
           at_work.ExpectEcho();
           at_work.ExpectCrowd();
-          // What is read from the kernel's files is done without, but not without a word.
-          StackDepot::Get().SetOptions({.guard = GuardMode::kMprotect, .commit_by_chunk = true});
-          sched::Run({.workers = 2}, [] { fiber::Spawn([] {}).Join(); });
         }
         at_work.runtime().Spawn([] {
           EXPECT_TRUE(netpoll::TcpListener::Listen("127.0.0.1:0").ok());
@@ -176,8 +173,7 @@ TEST(ScarceTest, WithoutDescriptorsARuntimeAtWorkGoesOnWithThoseItHas) {
         return kFine;
       },
       &said);
-  EXPECT_EQ(tests::CountIn(said, "weft:"), 1) << said;
-  EXPECT_TRUE(said.starts_with("weft: limits of control groups are not known")) << said;
+  EXPECT_EQ(said, "");
 }
 
 // A process may filter its own calls at any time: what was found out before says nothing.
