@@ -17,6 +17,7 @@
 #include "fiber/internal/stack_pool.h"
 #include "fiber/internal/spawn.h"
 #include "fiber/internal/system_calls.h"
+#include "fiber/internal/terminate.h"
 #include "fiber/internal/wait.h"
 #include "sched/internal/cgroup.h"
 #include "sched/internal/cpu_count.h"
@@ -99,6 +100,7 @@ Core::Core(const RuntimeOptions& options)
     fiber::internal::CallInForkedChildren(&LeaveInFork);
     return true;
   }();
+  fiber::internal::InstallTerminateHandler();
 }
 
 Core::~Core() { AwaitForeigners(); }

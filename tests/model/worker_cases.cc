@@ -359,6 +359,7 @@ void InstallOverflowHandler() {}
 void CallInForkedChildren(void (*)()) {}
 uint64_t ForkGeneration() { return 0; }
 void LeaveInFork(ThreadState&) {}
+void InstallTerminateHandler() {}
 StackClass StackClassFor(size_t) { return StackClass::k64KiB; }
 
 // Every fiber has a stack here: the depot has nobody in line and no stack too many.

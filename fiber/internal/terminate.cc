@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "fiber/internal/terminate.h"
+
+#include <cstdlib>
+#include <exception>
+
+#include "fiber/internal/record.h"
+#include "fiber/internal/thread_state.h"
+
+namespace fiber::internal {
+namespace {
+
+std::terminate_handler previous_handler = nullptr;
+
+void OnTerminate() {
+  if (const Record* current = ThisThread().current; current != nullptr) {
+    LogLine("fatal: std::terminate() in %s", Describe(*current).c_str());
+  }
+  if (previous_handler != nullptr) previous_handler();
+  abort();
+}
+
+}  // namespace
+
+void InstallTerminateHandler() {
+  [[maybe_unused]] static const bool is_installed = [] {
+    previous_handler = std::get_terminate();
+    std::set_terminate(OnTerminate);
+    return true;
+  }();
+}
+
+}  // namespace fiber::internal
