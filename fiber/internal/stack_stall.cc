@@ -17,7 +17,7 @@
 namespace fiber::internal {
 namespace {
 
-constexpr int64_t kLogIntervalNs = 10'000'000'000;
+constexpr int64_t kStallLogIntervalNs = 10'000'000'000;
 constexpr int64_t kStallLookNs = 250'000'000;
 constexpr int64_t kStallLookShare = 32;  // one part in so many of a worker's time, at most
 constexpr size_t kMostVisits = 4096;     // by one call; any number would do
@@ -102,7 +102,7 @@ void StackDepot::LookForStall(const Scheduler& scheduler, int64_t now_ns) {
     is_stall = is_stall && still.unstarted == waiting_.load(std::memory_order_relaxed);
     if (!std::exchange(is_stall_seen_, is_stall) || !is_stall) return;
     is_stall_said_ = true;
-    next_stall_look_ns_ = now_ns + kLogIntervalNs;
+    next_stall_look_ns_ = now_ns + kStallLogIntervalNs;
     for (const Pool& pool : pools_) {
       if (pool.waiting > 0) failure = pool.carve_failure;
     }
