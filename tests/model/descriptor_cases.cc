@@ -257,8 +257,9 @@ void DescriptorSlab::Give(Descriptor&) {
   ++model::slab_of_the_schedule->records_back;
 }
 uint64_t DescriptorSlab::ForkGeneration() { return 0; }
-absl::Status ErrnoStatus(int, std::string_view, std::string_view) {
-  return absl::InternalError("not here");
+absl::Status ErrnoStatus(absl::StatusCode code, int, std::string_view, std::string_view,
+                         std::string_view) {
+  return absl::Status(code, "not here");
 }
 absl::Status ClosedStatus() { return absl::FailedPreconditionError("closed"); }
 absl::Status RuntimeEndedStatus() { return absl::UnavailableError("ended"); }
