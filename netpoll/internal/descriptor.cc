@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
+#include "fiber/internal/fork.h"
 #include "fiber/internal/park.h"
 #include "fiber/internal/thread_state.h"
 #include "fiber/internal/wait.h"
@@ -50,7 +51,7 @@ absl::StatusOr<Descriptor*> Descriptor::Create(Poller& poller, int fd, bool is_t
   self.sticky_.store(0, std::memory_order_relaxed);
   self.pending_fd_ = -1;
   self.is_tcp_ = is_tcp;
-  self.fork_generation_ = DescriptorSlab::ForkGeneration();
+  self.fork_generation_ = fiber::internal::ForkGeneration();
   // Visible before it is added: Stop() goes through the records after it has marked the poller.
   (void)self.state_.LockQueue();
   self.state_.UnlockQueue(kHasOwner);
@@ -191,7 +192,7 @@ absl::Status Descriptor::CheckAlive() const {
 }
 
 bool Descriptor::IsOwnProcess() const {
-  return fork_generation_ == DescriptorSlab::ForkGeneration();
+  return fork_generation_ == fiber::internal::ForkGeneration();
 }
 
 // News. ---------------------------------------------------------------------------------------------------------------

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "netpoll/internal/descriptor_slab.h"
 
-#include <pthread.h>
 #include <sys/mman.h>
 
 #include <new>
 
 #include "absl/base/thread_annotations.h"
-#include "fiber/internal/atomic.h"
+#include "fiber/internal/fork.h"
 #include "fiber/internal/spin_lock.h"
 #include "fiber/internal/system_calls.h"
 #include "fiber/internal/thread_state.h"
@@ -16,7 +15,6 @@
 namespace netpoll::internal {
 namespace {
 
-using fiber::internal::Atomic;
 using fiber::internal::SpinLock;
 using fiber::internal::SpinLockHolder;
 
@@ -30,8 +28,6 @@ struct Chunk {
 static_assert(sizeof(Chunk) <= sizeof(Descriptor));
 constexpr size_t kChunkRecords = Chunk::kBytes / sizeof(Descriptor) - 1;
 
-Atomic<uint64_t> fork_generation{0};
-
 struct Slab {
   SpinLock lock;
   Descriptor* free ABSL_GUARDED_BY(lock) = nullptr;
@@ -42,18 +38,10 @@ struct Slab {
   static Slab& Get() {
     static Slab* const slab = [] {
       auto* made = new Slab;
-      // The lock is held across fork(), so that the child finds it free and the slab in order.
-      const int error = pthread_atfork(&Prepare, &InParent, &InChild);
-      if (error != 0) fiber::internal::Fatal("pthread_atfork: error %d", error);
+      fiber::internal::HoldAcrossForks(made->lock);
       return made;
     }();
     return *slab;
-  }
-  static void Prepare() ABSL_NO_THREAD_SAFETY_ANALYSIS { Get().lock.Lock(); }
-  static void InParent() ABSL_NO_THREAD_SAFETY_ANALYSIS { Get().lock.Unlock(); }
-  static void InChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-    fork_generation.fetch_add(1, std::memory_order_relaxed);
-    Get().lock.Unlock();
   }
 
   [[nodiscard]] bool AddChunk() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock) {
@@ -119,11 +107,6 @@ size_t DescriptorSlab::CountInUse() {
   Slab& slab = Slab::Get();
   SpinLockHolder hold(slab.lock);
   return slab.in_use;
-}
-
-uint64_t DescriptorSlab::ForkGeneration() {
-  (void)Slab::Get();  // from here on forks are counted
-  return fork_generation.load(std::memory_order_relaxed);
 }
 
 }  // namespace netpoll::internal

@@ -24,9 +24,6 @@ class DescriptorSlab {
   // Every record there ever was, free ones too.
   static void ForEach(absl::FunctionRef<void(Descriptor&)> visit);
   static size_t CountInUse();
-
-  // How many forks lie between the first process and this one.
-  static uint64_t ForkGeneration();
 };
 
 }  // namespace netpoll::internal

@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "fiber/internal/fork.h"
 #include "fiber/internal/thread_state.h"
 #include "fiber/internal/wait_block.h"
 #include "netpoll/internal/backend_epoll.h"
@@ -22,7 +23,7 @@ constexpr int kBatch = 128;
 }  // namespace
 
 Poller::Poller(std::unique_ptr<Backend> backend)
-    : backend_(std::move(backend)), fork_generation_(DescriptorSlab::ForkGeneration()) {}
+    : backend_(std::move(backend)), fork_generation_(fiber::internal::ForkGeneration()) {}
 
 absl::StatusOr<Poller*> Poller::Create() {
   absl::StatusOr<std::unique_ptr<Backend>> backend = EpollBackend::Create();
@@ -51,7 +52,7 @@ absl::StatusOr<Poller*> Poller::OfCaller() {
 }
 
 bool Poller::is_own_process() const {
-  return fork_generation_ == DescriptorSlab::ForkGeneration();
+  return fork_generation_ == fiber::internal::ForkGeneration();
 }
 
 void Poller::Poll(int64_t deadline_ns) {

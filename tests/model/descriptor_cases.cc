@@ -256,7 +256,6 @@ void DescriptorSlab::Give(Descriptor&) {
   model::Touch(&model::slab_of_the_schedule->records_back);
   ++model::slab_of_the_schedule->records_back;
 }
-uint64_t DescriptorSlab::ForkGeneration() { return 0; }
 absl::Status ErrnoStatus(absl::StatusCode code, int, std::string_view, std::string_view,
                          std::string_view) {
   return absl::Status(code, "not here");
@@ -265,3 +264,7 @@ absl::Status ClosedStatus() { return absl::FailedPreconditionError("closed"); }
 absl::Status RuntimeEndedStatus() { return absl::UnavailableError("ended"); }
 
 }  // namespace netpoll::internal
+
+namespace fiber::internal {
+uint64_t ForkGeneration() { return 0; }
+}  // namespace fiber::internal

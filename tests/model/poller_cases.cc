@@ -52,7 +52,6 @@ namespace netpoll::internal {
 absl::StatusOr<std::unique_ptr<Backend>> EpollBackend::Create() {
   return std::make_unique<model::KicksOnly>();
 }
-uint64_t DescriptorSlab::ForkGeneration() { return 0; }
 void DescriptorSlab::ForEach(absl::FunctionRef<void(Descriptor&)>) {}
 void Descriptor::OnEvent(uint32_t) {}
 void Descriptor::Orphan(Poller&) {}
@@ -129,3 +128,7 @@ std::span<const NamedCase> Cases() {
 }
 
 }  // namespace model
+
+namespace fiber::internal {
+uint64_t ForkGeneration() { return 0; }
+}  // namespace fiber::internal
