@@ -117,23 +117,6 @@ void SendTwoDatagrams(Sockets& sockets) {
   while (MemoryOfQueue(sockets.read_fd) < 2 * one) sched_yield();
 }
 
-void SendWithDescriptor(const RawSocket& peer, char byte) {
-  iovec piece{&byte, 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message{};
-  message.msg_iov = &piece;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  cmsghdr* header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof(int));
-  const int sent_along = STDERR_FILENO;
-  memcpy(CMSG_DATA(header), &sent_along, sizeof sent_along);
-  EXPECT_EQ(sendmsg(peer.fd(), &message, 0), 1);
-}
-
 // A poller without a runtime; the test polls, and reads as a stream would.
 class EdgeTest : public testing::Test {
  protected:

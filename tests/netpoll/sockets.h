@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <cstddef>
+#include <cstring>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -108,6 +109,24 @@ class RawSocket {
  private:
   int fd_ = -1;
 };
+
+// A byte, and a descriptor along with it.
+inline void SendWithDescriptor(const RawSocket& peer, char byte) {
+  iovec piece{&byte, 1};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message{};
+  message.msg_iov = &piece;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof(int));
+  const int sent_along = STDERR_FILENO;
+  memcpy(CMSG_DATA(header), &sent_along, sizeof sent_along);
+  EXPECT_EQ(sendmsg(peer.fd(), &message, 0), 1);
+}
 
 inline netpoll::TcpListener ListenOnLoopback(netpoll::ListenOptions options = {}) {
   auto listener = netpoll::TcpListener::Listen("127.0.0.1:0", options);

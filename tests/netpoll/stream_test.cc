@@ -11,7 +11,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -314,21 +313,7 @@ TEST_P(StreamTest, DescriptorsSentAlongDoNotHideWhatIsBehindThem) {
       return got;
     });
     WaitUntilParked(reader);
-    char byte = 'a';
-    iovec piece{&byte, 1};
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-    msghdr message{};
-    message.msg_iov = &piece;
-    message.msg_iovlen = 1;
-    message.msg_control = control;
-    message.msg_controllen = sizeof control;
-    cmsghdr* header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(int));
-    const int sent_along = STDERR_FILENO;
-    memcpy(CMSG_DATA(header), &sent_along, sizeof sent_along);
-    ASSERT_EQ(sendmsg(peer.fd(), &message, 0), 1);
+    SendWithDescriptor(peer, 'a');
     peer.Send("b");
     EXPECT_EQ(reader.Join(), "ab");
   });
