@@ -502,7 +502,10 @@ TEST(StackDepotTest, UnderRlimitDataTheErrorNamesIt) {
 TEST(StackDepotTest, LockedMemoryMeansSmallReservationsAndOtherGuards) {
   if (kIsSanitized) GTEST_SKIP() << "locks the shadow memory, too";
   InFreshProcess([] {
-    if (mlockall(MCL_FUTURE) != 0) return;  // needs privileges
+    if (mlockall(MCL_FUTURE) != 0) {
+      std::fprintf(stderr, "not tested: locking memory is refused here (root, or ulimit -l unlimited)\n");
+      return;
+    }
     StackDepot& depot = NewDepot({.max_resident_idle = 0});
     auto blocks = TakeMany(depot, StackClass::k64KiB, 64);
     ASSERT_EQ(blocks.size(), 64u);
