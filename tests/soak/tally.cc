@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/soak/tally.h"
 
+#include <unistd.h>
+
 #include <array>
 #include <atomic>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -90,7 +90,7 @@ void Fail(std::string_view what, std::source_location site) {
   static std::atomic<bool> has_failed{false};
   // The first failure is the one that counts; the others end with it.
   if (has_failed.exchange(true, std::memory_order_relaxed)) {
-    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+    for (;;) pause();
   }
   std::string text = absl::StrCat("stress: FAILED at ", site.file_name(), ":", site.line(), ": ",
                                   absl::string_view(what.data(), what.size()), "\n",
