@@ -85,6 +85,8 @@ void EachIsTakenOnce(uint64_t burst) {
       // As the worker does when it is full: it takes the oldest, too.
       if (Record* fiber = deque.TakeOldest(); fiber != nullptr) take(fiber);
     }
+    // On a busy machine the owner would otherwise be through before a thief has had a turn.
+    while (i == 0 && stolen.load(std::memory_order_relaxed) == 0) std::this_thread::yield();
     if (i % (2 * burst) >= burst) {
       for (int k = 0; k < 2; ++k) {
         if (Record* fiber = deque.TakeNewest(); fiber != nullptr) take(fiber);
