@@ -44,7 +44,6 @@ template <class T>
 class JoinHandle;
 
 namespace internal {
-struct RecordOf;
 template <class F>
 using ResultOf = std::remove_cvref_t<std::invoke_result_t<F>>;
 
@@ -144,7 +143,6 @@ class [[nodiscard]] JoinHandle {
   }
 
  private:
-  friend struct internal::RecordOf;
   template <class F>
   friend JoinHandle<internal::ResultOf<F>> internal::SpawnOn(Scheduler*, F, std::source_location);
   template <class F>

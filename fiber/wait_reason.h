@@ -21,10 +21,6 @@ enum class WaitReason : uint8_t {
   kAccept,
   kConnect,
   kDescriptor,
-  kSend,
-  kReceive,
-  kSelect,
-  kScope,
 };
 
 // "sleep", "mutex", … for messages. Never blocks.
