@@ -50,6 +50,20 @@ absl::Status Event::Wait(Deadline deadline) {
   return internal::ParkInQueue(wait, word_, word, waiters_, deadline);
 }
 
+bool Event::TryLink(Waiter& waiter) {
+  const uint64_t word = word_.LockQueue();
+  const bool is_set = (word & kSet) != 0;
+  if (!is_set) waiters_.PushBack(waiter);
+  word_.UnlockQueue(is_set ? word : word | StateWord::kHasWaiters);
+  return !is_set;
+}
+
+void Event::Unlink(Waiter& waiter) {
+  const uint64_t word = word_.LockQueue();
+  if (waiter.is_linked) waiters_.Remove(waiter);
+  word_.UnlockQueue(waiters_.is_empty() ? word & ~StateWord::kHasWaiters : word);
+}
+
 void Event::DieWithWaiters() {
   const uint64_t word = word_.LockQueue();
   const size_t count = waiters_.size();

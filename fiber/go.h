@@ -44,6 +44,7 @@ template <class T>
 class JoinHandle;
 
 namespace internal {
+struct RecordOf;
 template <class F>
 using ResultOf = std::remove_cvref_t<std::invoke_result_t<F>>;
 
@@ -143,6 +144,7 @@ class [[nodiscard]] JoinHandle {
   }
 
  private:
+  friend struct internal::RecordOf;
   template <class F>
   friend JoinHandle<internal::ResultOf<F>> internal::SpawnOn(Scheduler*, F, std::source_location);
   template <class F>

@@ -55,6 +55,11 @@ class Scheduler {
   // A point at which a simulation may run somebody else, as another worker would. Worker, on a fiber's stack.
   virtual void SchedulePoint(internal::ThreadState&) {}
 
+  // One of 0 … n - 1, all alike: what is left to chance, as the order in which a select looks at its clauses. Worker.
+  virtual uint32_t ChooseBelow(internal::ThreadState& thread, uint32_t n) {
+    return internal::RandomBelow(thread, n);
+  }
+
   // The stack class of fibers that ask for none.
   virtual internal::StackClass default_stack_class() const = 0;
 

@@ -17,6 +17,10 @@ std::string_view WaitReasonName(WaitReason reason) {
     case WaitReason::kAccept: return "accept";
     case WaitReason::kConnect: return "connect";
     case WaitReason::kDescriptor: return "descriptor";
+    case WaitReason::kSend: return "send";
+    case WaitReason::kReceive: return "receive";
+    case WaitReason::kSelect: return "select";
+    case WaitReason::kScope: return "scope";
   }
   return "unknown";
 }

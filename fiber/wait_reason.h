@@ -21,6 +21,10 @@ enum class WaitReason : uint8_t {
   kAccept,
   kConnect,
   kDescriptor,
+  kSend,
+  kReceive,
+  kSelect,
+  kScope,
 };
 
 // "sleep", "mutex", … for messages. Never blocks.

@@ -5,7 +5,9 @@
 
 #include <boost/context/detail/fcontext.hpp>
 
+#include "fiber/internal/ambient.h"
 #include "fiber/internal/join.h"
+#include "fiber/internal/local_slot.h"
 #include "fiber/internal/park.h"
 #include "fiber/internal/sanitizer.h"
 #include "fiber/internal/stack_guard.h"
@@ -88,6 +90,8 @@ void RunFiber(Record& self, WaitBlock& block) {
   self.run(self);
   for (;;) {
     DiscardIfDetached(self);
+    DropLocals(block);
+    DropAmbient(block);
     CheckCanary(block);
     Unbind(self, block);
     self.state.store(State::kDone, std::memory_order_relaxed);
@@ -162,6 +166,7 @@ void Adopt(Record& fiber, WaitBlock& block) {
     delete fiber.extras();
     fiber.extras() = nullptr;
   }
+  block.ambient = static_cast<Ambient*>(fiber.context.load(std::memory_order_relaxed));
   Bind(fiber, block);
 }
 

@@ -91,6 +91,19 @@ class ABSL_LOCKABLE StateWord {
     }
     return seen;
   }
+  // The same by one who holds the lock of another queue already: nobody else runs in between in a simulation.
+  uint64_t LockNextQueue() ABSL_EXCLUSIVE_LOCK_FUNCTION() {
+    uint64_t seen = AwaitUnlocked();
+    while (!TryLockQueue(seen)) {
+      if ((seen & kQueueLock) != 0) seen = AwaitUnlocked();
+    }
+    return seen;
+  }
+  // The word, without kQueueLock, and what it is to be, by who has it locked. For words nobody changes meanwhile by TrySet().
+  uint64_t LockedWord() const { return Peek() & ~kQueueLock; }
+  void SetLockedWord(uint64_t next) {
+    word_.store(next | kQueueLock, std::memory_order_relaxed);
+  }
   // Publishes `next` and unlocks the queue: the holder's last touch. REQUIRES: `next` has no
   // kQueueLock.
   void UnlockQueue(uint64_t next) ABSL_UNLOCK_FUNCTION() {

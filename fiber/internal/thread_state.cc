@@ -12,8 +12,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "fiber/internal/ambient.h"
 #include "fiber/internal/context.h"
 #include "fiber/internal/fork.h"
+#include "fiber/internal/local_slot.h"
 #include "fiber/internal/sanitizer.h"
 #include "fiber/internal/spin_lock.h"
 #include "fiber/scheduler.h"
@@ -62,8 +64,12 @@ struct Reaper {
     // A fiber has called exit(): it still stands on its worker, which others look for stacks, and what else is destroyed
     // may have it park.
     if (thread->scheduler != nullptr) return;
+    if (thread->plain_block != nullptr) {
+      DropLocals(*thread->plain_block);
+      DropAmbient(*thread->plain_block);
+      PlainBlocks::Get().Give(thread->plain_block);
+    }
     ReturnFreeRecords(*thread);
-    if (thread->plain_block != nullptr) PlainBlocks::Get().Give(thread->plain_block);
     this_thread = nullptr;
     delete thread;
   }
@@ -123,6 +129,25 @@ void LeaveInFork(ThreadState& thread) {
 WaitBlock& PlainBlock(ThreadState& thread) {
   if (thread.plain_block == nullptr) thread.plain_block = PlainBlocks::Get().Take();
   return *thread.plain_block;
+}
+
+uint32_t RandomBelow(ThreadState& thread, uint32_t n) {
+  if (thread.random == 0) {
+    thread.random = reinterpret_cast<uintptr_t>(&thread) ^ static_cast<uint64_t>(MonotonicNs());
+  }
+  // splitmix64 (Steele, Lea and Flood, 2014): its state is a counter, so that any seed will do.
+  thread.random += 0x9e3779b97f4a7c15;
+  uint64_t mixed = thread.random;
+  mixed = (mixed ^ (mixed >> 30)) * 0xbf58476d1ce4e5b9;
+  mixed = (mixed ^ (mixed >> 27)) * 0x94d049bb133111eb;
+  mixed ^= mixed >> 31;
+  return static_cast<uint32_t>(((mixed >> 32) * n) >> 32);
+}
+
+uint32_t ChooseBelow(uint32_t n) {
+  ThreadState& thread = ThisThread();
+  return thread.scheduler == nullptr ? RandomBelow(thread, n)
+                                     : thread.scheduler->ChooseBelow(thread, n);
 }
 
 int64_t MonotonicNs() {

@@ -41,6 +41,8 @@ struct ThreadState {
   int* errno_address = nullptr;
   ExceptionState* exceptions = nullptr;
 
+  uint64_t random = 0;               // RandomBelow's; zero: not seeded
+
   WaitBlock* plain_block = nullptr;  // what this thread waits through when it is on its own stack
   StackCache stacks[kStackClasses];
   Record* free_records = nullptr;
@@ -68,6 +70,11 @@ void LeaveInFork(ThreadState& thread);
 
 // The block through which the calling thread waits when it is on its own stack.
 WaitBlock& PlainBlock(ThreadState& thread);
+
+// One of 0 … n - 1, all alike, by the thread's own generator.
+uint32_t RandomBelow(ThreadState& thread, uint32_t n);
+// The same by the caller's scheduler, which in a simulation takes it from the seed.
+uint32_t ChooseBelow(uint32_t n);
 
 // The machine's monotonic clock.
 int64_t MonotonicNs();

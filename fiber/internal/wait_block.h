@@ -7,10 +7,15 @@
 #include <string>
 
 #include "fiber/internal/atomic.h"
+#include "fiber/internal/sanitizer.h"
+#include "fiber/internal/spin_lock.h"
 #include "fiber/wait_reason.h"
 
 namespace fiber::internal {
 
+struct Ambient;
+class CancelNode;
+struct LocalSlot;
 struct Record;
 struct WaitBlock;
 
@@ -127,16 +132,26 @@ struct WaitBlock {
   StackClass stack_class = StackClass::k64KiB;
   bool is_stack_guarded = false;
   bool is_stack_resident = false;  // the stack's pages have been touched since they were last given back
+  // While > 0, only who came behind the latest of its shields may cancel it. Written outside of waits.
+  Atomic<uint32_t> shields{0};
   Atomic<uint64_t> trimmed_word{0};  // the trimmer's own note
   const void* object = nullptr;    // waited for; for dumps only
   Waiter waiter;                   // the first clause
   char* stack_low = nullptr;       // usable bytes: [stack_low, stack_high); null: a plain thread's
   char* stack_high = nullptr;
   WaitBlock* next_free = nullptr;  // link in the cache or depot that holds it
-  void* sanitizer_fiber = nullptr;  // ThreadSanitizer's context, kept with the stack
   std::string* name = nullptr;      // owned; null: unnamed. Written by SetName only
+  Ambient* ambient = nullptr;       // counted; the owner's
+  CancelNode* node = nullptr;       // the innermost the owner is under; written by the owner, with the lock
+  SpinLock node_lock;               // for `node`, against who cancels the fiber and looks for its scopes
+  LocalSlot* locals = nullptr;      // the fiber's FiberLocals; the owner's
+#ifdef WEFT_TSAN
+  void* sanitizer_fiber = nullptr;  // ThreadSanitizer's context, kept with the stack
+#endif
 };
+#ifndef WEFT_TSAN
 static_assert(sizeof(WaitBlock) <= 192);
+#endif
 
 inline bool Waiter::TryClaim() { return block->word.TryClaim(open_word); }
 

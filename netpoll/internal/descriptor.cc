@@ -304,14 +304,8 @@ FlowLock::FlowLock(Descriptor& descriptor, Direction direction, WaitReason reaso
 }
 
 absl::Status FlowLock::CheckCaller() const {
-  if (const fiber::internal::Record* self = ThisThread().current; self != nullptr) {
-    absl::Status status = fiber::internal::CancelStatus(*self);
-    if (!status.ok()) [[unlikely]] return status;
-  }
-  const Deadline limit = Deadline::Earlier(
-      deadline_, Deadline::AtNanos(flow().deadline_ns.load(std::memory_order_relaxed)));
-  if (limit.is_past()) [[unlikely]] return absl::DeadlineExceededError("deadline exceeded");
-  return absl::OkStatus();
+  return fiber::internal::CheckCaller(Deadline::Earlier(
+      deadline_, Deadline::AtNanos(flow().deadline_ns.load(std::memory_order_relaxed))));
 }
 
 absl::Status FlowLock::Check() const {
