@@ -69,9 +69,7 @@ class Simulation final : public Scheduler {
   int64_t NowNs() override { return now_ns_.load(std::memory_order_relaxed); }
   void OnFiberEnded(ThreadState& thread) override;
   void SchedulePoint(ThreadState& thread) override;
-  uint32_t ChooseBelow(ThreadState&, uint32_t n) override {
-    return static_cast<uint32_t>(random_.Below(n));
-  }
+  uint32_t ChooseBelow(ThreadState&, uint32_t n) override { return ChooseBelow(n); }
   StackClass default_stack_class() const override { return stack_class_; }
 
  private:
