@@ -54,12 +54,19 @@ Scope::Scope(ScopeOptions options)
       outer_node_(owner_.node),
       node_(NewNode(owner_)),
       uncaught_(std::uncaught_exceptions()) {
-  internal::PushDeadline(owner_, std::min(CurrentDeadline().nanos(), options_.deadline.nanos()));
+  try {
+    on_cancel_ = options_.cancel.OnCancel([this] { node_->Cancel(options_.cancel.cause()); });
+    internal::PushDeadline(owner_, std::min(CurrentDeadline().nanos(), options_.deadline.nanos()));
+  } catch (...) {  // std::bad_alloc: nothing knows of the scope yet but its token, and what it is in
+    on_cancel_.Stop();
+    node_->Detach();
+    node_->Unref();
+    throw;
+  }
   node_->Join(member_, owner_);
   internal::SwapNode(owner_, node_);
   // The owner may have been cancelled before this could be found through it.
   if (absl::Status status = internal::CancelStatus(owner_); !status.ok()) node_->Cancel(status);
-  on_cancel_ = options_.cancel.OnCancel([this] { node_->Cancel(options_.cancel.cause()); });
 }
 
 Scope::~Scope() {

@@ -49,11 +49,6 @@ CancelNode* CancelNode::New(CancelNode* parent, uint64_t owner_id) {
   return node;
 }
 
-CancelNode::~CancelNode() {
-  delete cause_.load(std::memory_order_relaxed);
-  if (parent_ != nullptr) parent_->Unref();
-}
-
 void CancelNode::Unref() {
   if (references_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;  // order: count
 }
@@ -92,17 +87,14 @@ bool CancelNode::Cancel(const absl::Status& cause) {
 }
 
 bool CancelNode::CancelThis(const absl::Status& cause, CancelNode** todo) {
-  auto* const mine = new absl::Status(cause);
   WaitBlock* claimed_members = nullptr;
   ClaimedWaiters claimed;
   Callback* callbacks = nullptr;
   {
     SpinLockHolder hold(lock_);
-    if (cause_.load(std::memory_order_relaxed) != nullptr) {
-      delete mine;
-      return false;
-    }
-    cause_.store(mine, std::memory_order_seq_cst);  // order: cancel
+    if (cause_.load(std::memory_order_relaxed) != nullptr) return false;
+    given_ = cause;
+    cause_.store(&given_, std::memory_order_seq_cst);  // order: cancel
     if (Member* member = members_; member != nullptr) {
       WaitBlock** last = &claimed_members;
       do {

@@ -88,7 +88,9 @@ class CancelNode {
 
  private:
   CancelNode(CancelNode* parent, uint64_t owner_id) : parent_(parent), owner_id_(owner_id) {}
-  ~CancelNode();
+  ~CancelNode() {
+    if (parent_ != nullptr) parent_->Unref();
+  }
 
   // The part of Cancel() that is this node's. Those below it are pushed on *todo, with a reference each.
   bool CancelThis(const absl::Status& cause, CancelNode** todo);
@@ -102,7 +104,8 @@ class CancelNode {
   CancelNode* const parent_;  // counted
   const uint64_t owner_id_;
   Atomic<uint32_t> references_{1};             // order: count
-  Atomic<const absl::Status*> cause_{nullptr};  // never null again; order: cancel
+  absl::Status given_;                          // written once, before cause_ names it
+  Atomic<const absl::Status*> cause_{nullptr};  // &given_ once it is cancelled; order: cancel
   mutable SpinLock lock_;
   Member* members_ ABSL_GUARDED_BY(lock_) = nullptr;
   Callback* callbacks_ ABSL_GUARDED_BY(lock_) = nullptr;
