@@ -20,6 +20,7 @@
 //   link the one-sided clauses; one that is ready by now claims the wait for itself, if nobody has
 //   park
 //   take out what is still linked: channels under their locks, then the others
+//   what ended the wait may say that it was for nothing (a socket's flow was handed over, say): from the start
 //
 // A peer that finds one of our waiters claims our wait, once, under the lock of its channel, and moves the item (channel.cc).
 // One-sided clauses need no peer: whoever makes one ready finds our waiter and claims us, or we find it ready when we link.
@@ -53,6 +54,9 @@ class Selection {
     return clauses_[index]->is_enabled && !clauses_[index]->is_otherwise;
   }
   void Prepare();
+  void FindEarliest();
+  // One look at all, and if none goes ahead one wait. OK: chosen_ and *outcome say what came of it.
+  absl::Status LookOnce(uint32_t* outcome);
   // Goes ahead with a clause that can, and notes it as chosen_.
   void Try(ClaimedWaiters& claimed);
   void LinkChannels(const Wait& wait);
@@ -81,15 +85,23 @@ void Selection::Prepare() {
     clause.waiter.clause = 0;
     clause.Prepare();
     if (StateWord* lock = clause.lock(); lock != nullptr) locks_[lock_count_++] = lock;
-    if (!clause.deadline().is_never() &&
-        (earliest_ == kNone || clause.deadline() < clauses_[earliest_]->deadline())) {
-      earliest_ = i;
-    }
   }
   const auto locks = locks_.first(lock_count_);
   std::sort(locks.begin(), locks.end(), std::less<>());
   lock_count_ = static_cast<size_t>(std::unique(locks.begin(), locks.end()) - locks.begin());
   std::iota(order_.begin(), order_.end(), 0u);
+}
+
+void Selection::FindEarliest() {
+  earliest_ = kNone;
+  for (uint32_t i = 0; i < clauses_.size(); ++i) {
+    if (!IsOn(i)) continue;
+    const Deadline deadline = clauses_[i]->deadline();
+    if (!deadline.is_never() &&
+        (earliest_ == kNone || deadline < clauses_[earliest_]->deadline())) {
+      earliest_ = i;
+    }
+  }
 }
 
 void Selection::LockAll() {
@@ -133,12 +145,7 @@ uint32_t Selection::WaitForOne(Wait& wait) {
     if (wait.CloseUnclaimed()) outcome = linked;
     break;
   }
-  if (outcome == kNone) {
-    outcome = wait.Park(deadline);
-    if (outcome == kOutcomeDeadline && earliest_ != kNone && !wait.IsBoundBefore(deadline)) {
-      outcome = earliest_;
-    }
-  }
+  if (outcome == kNone) outcome = wait.Park(deadline);
   const uint32_t claimed = IsFailure(outcome) ? kNone : outcome & kClauseMask;
   for (uint32_t i = 0; i < linked; ++i) {
     if (IsOn(i) && clauses_[i]->lock() == nullptr && i != claimed) clauses_[i]->Unlink(wait);
@@ -152,34 +159,52 @@ uint32_t Selection::WaitForOne(Wait& wait) {
       lock->UnlockQueue(lock->LockedWord());
     }
   }
-  return outcome;
+  const bool is_clauses = outcome == kOutcomeDeadline && earliest_ != kNone && !wait.IsBoundBefore(deadline);
+  return is_clauses ? earliest_ : outcome;
 }
 
-absl::StatusOr<size_t> Selection::Run() {
+absl::Status Selection::LookOnce(uint32_t* outcome) {
   Wait wait(WaitReason::kSelect, nullptr);
   if (absl::Status status = wait.Check(Deadline::Never()); !status.ok()) return status;
-  Prepare();
+  FindEarliest();
   ClaimedWaiters claimed;
-  uint32_t outcome = 0;
+  *outcome = 0;
   LockAll();
   Try(claimed);
   if (chosen_ != kNone) {
-    outcome = clauses_[chosen_]->waiter.clause;
+    if (clauses_[chosen_]->lock() != nullptr) *outcome = clauses_[chosen_]->waiter.clause;
     UnlockAll();
     claimed.Unpark();
-  } else if (otherwise_ != kNone) {
+    return absl::OkStatus();
+  }
+  if (otherwise_ != kNone) {
     UnlockAll();
     chosen_ = otherwise_;
-  } else {
-    wait.Open();
-    LinkChannels(wait);
-    UnlockAll();
-    outcome = WaitForOne(wait);
-    if (IsFailure(outcome)) return wait.StatusOf(outcome);
-    chosen_ = outcome & kClauseMask;
-    outcome &= ~kClauseMask;
+    return absl::OkStatus();
   }
-  if (absl::Status status = clauses_[chosen_]->Finish(outcome); !status.ok()) return status;
+  wait.Open();
+  LinkChannels(wait);
+  UnlockAll();
+  const uint32_t ended = WaitForOne(wait);
+  if (IsFailure(ended)) return wait.StatusOf(ended);
+  chosen_ = ended & kClauseMask;
+  *outcome = ended & ~kClauseMask;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<size_t> Selection::Run() {
+  uint32_t outcome = 0;
+  absl::Status status;
+  Prepare();
+  do {
+    chosen_ = kNone;
+    status = LookOnce(&outcome);
+  } while (status.ok() && !clauses_[chosen_]->IsOver(outcome));
+  for (uint32_t i = 0; i < clauses_.size(); ++i) {
+    if (IsOn(i)) clauses_[i]->Release();
+  }
+  if (status.ok()) status = clauses_[chosen_]->Finish(outcome);
+  if (!status.ok()) return status;
   return chosen_;
 }
 

@@ -23,8 +23,10 @@ class Clause {
  public:
   virtual ~Clause() = default;
 
-  // Before each select: what may throw, and must not happen under a lock (the copy of an item).
+  // At the beginning of each select: what may throw, and must not happen under a lock (the copy of an item).
   virtual void Prepare() {}
+  // At its end, before any handler, whatever came of it; not if a Prepare() has thrown.
+  virtual void Release() {}
 
   // Two-sided: the lock; null: the clause is one-sided.
   virtual StateWord* lock() { return nullptr; }
@@ -34,12 +36,15 @@ class Clause {
   // Takes the waiter out unless a peer has. With the lock.
   virtual void UnlinkLocked() {}
 
-  // One-sided. Whether it is ready. Never blocks, and takes no lock.
+  // One-sided. Whether it is ready. Never blocks, and takes no lock: those of all channels are held.
   virtual bool IsReady() { return false; }
   // Links the waiter. False: it is ready, and nothing is linked. Takes no lock for longer than a few lines.
   [[nodiscard]] virtual bool TryLink(Wait&) { return true; }
-  // Takes the waiter out, unless the clause has been claimed.
+  // Takes the waiter out. Not if the clause was what ended the wait.
   virtual void Unlink(Wait&) {}
+  // The wait has ended, with this clause (`outcome`, without its number, says how). False: for no good reason: the select
+  // looks at everything again. Holding nothing, nothing is linked.
+  [[nodiscard]] virtual bool IsOver(uint32_t /*outcome*/) { return true; }
   // A clause that is ready when this has passed.
   virtual Deadline deadline() const { return Deadline::Never(); }
 
