@@ -132,19 +132,21 @@ FIBER_SIM_TEST(ScopeTest, CancelMakesWaitReturnOk) {
 
 FIBER_SIM_TEST(ScopeTest, CancellationGoesDownTheWholeTreeBeforeCancelReturns) {
   Event is_deep;
-  std::atomic<int> callbacks{0};
-  CancelSource* inner_source = nullptr;
+  bool has_returned = false;  // Cancel()
   auto top = Spawn([&] {
     Scope outer;
     outer.Go([&] {
       Scope middle;
-      CancelSource source;
-      inner_source = &source;
       middle.Go([&] {
         Scope inner({.name = "inner"});
         inner.Go([&] { return Sleep(absl::InfiniteDuration()); });
         is_deep.Set();
-        while (CheckCancelled().ok()) Yield();  // computes, and does not park
+        for (;;) {  // computes, and does not park
+          const bool is_late = has_returned;
+          if (!CheckCancelled().ok()) break;
+          EXPECT_FALSE(is_late);
+          Yield();
+        }
         return inner.Wait();
       });
       return middle.Wait();
@@ -153,6 +155,7 @@ FIBER_SIM_TEST(ScopeTest, CancellationGoesDownTheWholeTreeBeforeCancelReturns) {
   });
   EXPECT_TRUE(is_deep.Wait().ok());
   top.Cancel(absl::CancelledError("all of it"));
+  has_returned = true;
   EXPECT_TRUE(absl::IsCancelled(top.Join()));
 }
 
