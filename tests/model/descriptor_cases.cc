@@ -18,6 +18,7 @@
 #undef private
 //
 #include "fiber/deadline.cc"
+#include "fiber/internal/cancel_node.cc"
 #include "fiber/internal/park.cc"
 #include "fiber/internal/wait.cc"
 #include "fiber/internal/wait_queue.cc"

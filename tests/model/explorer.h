@@ -60,6 +60,8 @@ void Touch(const void* address);
 // Goes on when `is_true` returns true, and has then touched `address`: what is looked at changes
 // only after a Touch() of that.
 void Await(const void* address, std::function<bool()> is_true);
+// One of 0 … n - 1, and in other orders the others: what the code leaves to chance.
+uint32_t ChooseBelow(uint32_t n);
 // An object's end: whatever comes later and touches one of its Atomics fails the schedule.
 template <class T>
 void Destroy(T& object);

@@ -116,7 +116,7 @@ PLANTED_BUGS = {
         "fiber_cases",
         "CancellationEndsAWait",
         "fiber/internal/wait.cc",
-        "  if (interruptible_ == Interruptible::kYes && IsCancelled(*fiber_) && CloseUnclaimed()) {\n    return kOutcomeCancelled;\n  }\n",
+        "    if (IsBounded() && IsCancelled(*block_) && CloseUnclaimed()) return kOutcomeCancelled;\n",
         "",
     ),
     "cancel_ends_a_lock": (

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "fiber/deadline.cc"
 #include "fiber/event.cc"
+#include "fiber/internal/cancel_node.cc"
 #include "fiber/internal/park.cc"
 #include "fiber/internal/wait.cc"
 #include "fiber/internal/wait_queue.cc"
@@ -25,6 +26,7 @@ ThreadState& Switch(ThreadState& thread, Record*, After) {
 }
 void YieldFiber() { Fatal("a thread cannot yield"); }
 std::string Describe(const Record&) { return "fiber"; }
+std::string DescribeUnheld(Record&) { return "fiber"; }
 void CheckCanarySlow(const WaitBlock&) {}
 }  // namespace fiber::internal
 
