@@ -26,6 +26,7 @@ enum class WaitReason : uint8_t {
   kSelect,
   kScope,
 };
+inline constexpr int kWaitReasons = static_cast<int>(WaitReason::kScope) + 1;
 
 // "sleep", "mutex", … for messages. Never blocks.
 std::string_view WaitReasonName(WaitReason reason);
