@@ -21,6 +21,10 @@ std::string_view WaitReasonName(WaitReason reason) {
     case WaitReason::kReceive: return "receive";
     case WaitReason::kSelect: return "select";
     case WaitReason::kScope: return "scope";
+    case WaitReason::kSharedMutex: return "shared mutex";
+    case WaitReason::kCondition: return "condition";
+    case WaitReason::kBarrier: return "barrier";
+    case WaitReason::kOnce: return "once";
   }
   return "unknown";
 }

@@ -25,8 +25,12 @@ enum class WaitReason : uint8_t {
   kReceive,
   kSelect,
   kScope,
+  kSharedMutex,
+  kCondition,
+  kBarrier,
+  kOnce,
 };
-inline constexpr int kWaitReasons = static_cast<int>(WaitReason::kScope) + 1;
+inline constexpr int kWaitReasons = static_cast<int>(WaitReason::kOnce) + 1;
 
 // "sleep", "mutex", … for messages. Never blocks.
 std::string_view WaitReasonName(WaitReason reason);
