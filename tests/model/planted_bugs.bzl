@@ -54,6 +54,56 @@ PLANTED_BUGS = {
         "  const bool is_to_wake = !waiters_.is_empty() && (word & kWoken) == 0;\n",
         "  const bool is_to_wake = false;\n",
     ),
+    # Locks and what to wait for under them.
+    "last_reader_wakes_nobody": (
+        "primitive_cases",
+        "SharedMutexForTwo",
+        "fiber/shared_mutex.cc",
+        "  while ((word & StateWord::kHasWaiters) == 0 || word >= 2 * kReader) {\n",
+        "  while (true) {\n",
+    ),
+    "readers_held_back_by_nobody": (
+        "primitive_cases",
+        "SharedMutexWriterGivesUp",
+        "fiber/shared_mutex.cc",
+        "  word_.UnlockQueue(Admit(word, admitted));\n",
+        "  word_.UnlockQueue(writers_.is_empty() && readers_.is_empty() ? word & ~StateWord::kHasWaiters : word);\n",
+    ),
+    "readers_admitted_uncounted": (
+        "primitive_cases",
+        "SharedMutexWithTimeouts",
+        "fiber/shared_mutex.cc",
+        "    if (admitted.Claim(readers_, *first)) word += kReader;\n",
+        "    if (!admitted.Claim(readers_, *first)) word += kReader;\n",
+    ),
+    "mutex_given_up_before_linking": (
+        "primitive_cases",
+        "ConditionMissesNoChange",
+        "fiber/condition.cc",
+        "  uint64_t word = word_.LockQueue();\n  Waiter& waiter = wait.Open();\n  waiters_.PushBack(waiter);\n  word_.UnlockQueue(word | StateWord::kHasWaiters);\n  mutex.unlock();\n",
+        "  mutex.unlock();\n  uint64_t word = word_.LockQueue();\n  Waiter& waiter = wait.Open();\n  waiters_.PushBack(waiter);\n  word_.UnlockQueue(word | StateWord::kHasWaiters);\n",
+    ),
+    "signal_spent_on_one_that_gave_up": (
+        "primitive_cases",
+        "ConditionLosesNoSignalToATimeout",
+        "fiber/condition.cc",
+        "    if (claimed.Claim(waiters_, *first)) --count;\n",
+        "    (void)claimed.Claim(waiters_, *first);\n    --count;\n",
+    ),
+    "arrival_not_taken_back": (
+        "primitive_cases",
+        "BarrierWithATimeout",
+        "fiber/barrier.cc",
+        "  word_.UnlockQueue(WordOf(static_cast<uint32_t>(word >> kArrivedShift) - 1));\n",
+        "  word_.UnlockQueue(word);\n",
+    ),
+    "complete_phase_taken_for_failed": (
+        "primitive_cases",
+        "BarrierWithATimeout",
+        "fiber/barrier.cc",
+        "    word_.UnlockQueue(word);\n    return absl::OkStatus();\n",
+        "    word_.UnlockQueue(word);\n    return wait.StatusOf(outcome);\n",
+    ),
     # Parking.
     "unpark_before_the_switch_missed": (
         "fiber_cases",

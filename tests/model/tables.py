@@ -10,6 +10,7 @@ import sys
 
 TITLES = {
     "waiting": "Primitives, by threads",
+    "primitive": "More primitives, by threads",
     "fiber": "Parking, claims, timers, cancellation, join, by fibers",
     "slot": "Poll slots",
     "descriptor": "Sockets",
