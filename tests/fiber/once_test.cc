@@ -8,9 +8,7 @@
 #include <thread>
 #include <vector>
 
-#include "absl/status/status.h"
 #include "absl/time/time.h"
-#include "fiber/deadline.h"
 #include "fiber/go.h"
 #include "fiber/sim/gtest.h"
 #include "fiber/sim/sim.h"
