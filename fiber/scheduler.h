@@ -47,6 +47,12 @@ class Scheduler {
   // deadline has passed. False: there is no memory for an entry, and none counts. Worker.
   virtual bool ArmTimer(internal::ThreadState& thread, internal::WaitBlock& block,
                         int64_t deadline_ns) = 0;
+  // The caller has armed a timer and will not park at once: those who sleep until a later one learn of it now. Worker.
+  virtual void AnnounceTimer(internal::ThreadState&) {}
+  // Around the spawn of what a timer sets off, which no fiber answers for: between the two the runtime does not end. False:
+  // it is about to, and timers set nothing off any more. Worker.
+  virtual bool EnterFromTimer() { return !is_cancelled(); }
+  virtual void LeaveFromTimer() {}
   // This scheduler's clock. Any thread.
   virtual int64_t NowNs() = 0;
 

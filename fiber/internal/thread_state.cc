@@ -25,7 +25,7 @@ namespace {
 
 constinit thread_local ThreadState* this_thread = nullptr;
 
-// Blocks for plain threads: no stack, never discarded.
+// Blocks for plain threads and alarms: no stack, never discarded.
 class PlainBlocks {
  public:
   static PlainBlocks& Get() {
@@ -130,6 +130,10 @@ WaitBlock& PlainBlock(ThreadState& thread) {
   if (thread.plain_block == nullptr) thread.plain_block = PlainBlocks::Get().Take();
   return *thread.plain_block;
 }
+
+WaitBlock& TakePlainBlock() { return *PlainBlocks::Get().Take(); }
+
+void GivePlainBlock(WaitBlock& block) { PlainBlocks::Get().Give(&block); }
 
 uint32_t RandomBelow(ThreadState& thread, uint32_t n) {
   if (thread.random == 0) {

@@ -71,6 +71,10 @@ void LeaveInFork(ThreadState& thread);
 // The block through which the calling thread waits when it is on its own stack.
 WaitBlock& PlainBlock(ThreadState& thread);
 
+// A block without a stack, and back again: nothing counts any more that is filed for it.
+WaitBlock& TakePlainBlock();
+void GivePlainBlock(WaitBlock& block);
+
 // One of 0 … n - 1, all alike, by the thread's own generator.
 uint32_t RandomBelow(ThreadState& thread, uint32_t n);
 // The same by the caller's scheduler, which in a simulation takes it from the seed.

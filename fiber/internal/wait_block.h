@@ -2,6 +2,7 @@
 #ifndef WEFT_FIBER_INTERNAL_WAIT_BLOCK_H_
 #define WEFT_FIBER_INTERNAL_WAIT_BLOCK_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -117,6 +118,12 @@ enum class StackClass : uint8_t { k64KiB, k256KiB, k1MiB, k8MiB };
 inline constexpr int kStackClasses = 4;
 inline constexpr size_t kStackClassBytes[kStackClasses] = {64u << 10, 256u << 10, 1u << 20, 8u << 20};
 
+// Ringer is what a deadline sets off where no wait ends by it (alarm.h).
+struct Ringer {
+  // Once, by who has claimed the wait: a worker, anywhere.
+  void (*ring)(Ringer& self) = nullptr;
+};
+
 // WaitBlock holds what others touch while a fiber waits, and describes the stack it is paired with for life.
 //
 // Blocks live in slabs that are never discarded or reused for anything else, so a timer or canceller that is late
@@ -144,6 +151,9 @@ struct WaitBlock {
   Ambient* ambient = nullptr;       // counted; the owner's
   CancelNode* node = nullptr;       // the innermost the owner is under; written by the owner, with the lock
   SpinLock node_lock;               // for `node`, against who cancels the fiber and looks for its scopes
+  // Nobody waits: `object` is a Ringer, for whoever claims by the deadline. Changes while nothing is filed; no Atomic, since a
+  // claim tells whether what was read before it held.
+  std::atomic<bool> is_alarm{false};
   LocalSlot* locals = nullptr;      // the fiber's FiberLocals; the owner's
 #ifdef WEFT_TSAN
   void* sanitizer_fiber = nullptr;  // ThreadSanitizer's context, kept with the stack
