@@ -33,18 +33,20 @@ Waiter* ChannelCore::ClaimFirst(WaitQueue& queue, ClaimedWaiters& claimed) {
   return nullptr;
 }
 
-uint32_t ChannelCore::ParkLocked(Wait& wait, WaitQueue& queue, void* value, uint64_t word,
-                                 Deadline deadline) {
+absl::Status ChannelCore::ParkLocked(Wait wait, WaitQueue& queue, void* value, uint64_t word,
+                                     Deadline deadline) {
+  const bool is_sender = &queue == &senders_;
   Waiter& waiter = wait.Open();
   waiter.value = value;
   queue.PushBack(waiter);
   word_.UnlockQueue(word | kHasWaiters);
   const uint32_t outcome = wait.Park(deadline);
-  if (!IsFailure(outcome)) return outcome;
-  word = word_.LockQueue();
+  if (outcome == 0) return absl::OkStatus();
+  if (outcome == kClosedOutcome) return is_sender ? ClosedForSend() : ClosedAndDrained();
+  word = word_.LockQueue();  // nobody has claimed it
   if (waiter.is_linked) queue.Remove(waiter);
   word_.UnlockQueue(WithWaiters(word));
-  return outcome;
+  return wait.StatusOf(outcome);
 }
 
 bool ChannelCore::CloseNow() {

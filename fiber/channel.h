@@ -63,9 +63,9 @@ class ChannelCore {
 
   size_t Wrap(size_t index) const { return index < capacity_ ? index : index - capacity_; }
 
-  // Parks in `queue`; `value` is where the peer finds or puts the item. Unlocks. The outcome.
-  uint32_t ParkLocked(Wait& wait, WaitQueue& queue, void* value, uint64_t word, Deadline deadline)
-      ABSL_UNLOCK_FUNCTION(word_);
+  // Parks in `queue`; `value` is where the peer finds or puts the item. Unlocks. OK: it has.
+  absl::Status ParkLocked(Wait wait, WaitQueue& queue, void* value, uint64_t word,
+                          Deadline deadline) ABSL_UNLOCK_FUNCTION(word_);
   bool CloseNow();
 
   static absl::Status ClosedForSend();
@@ -149,9 +149,7 @@ class Channel : private internal::ChannelCore {
       claimed.Unpark();
       return attempt == Attempt::kDone ? absl::OkStatus() : ClosedForSend();
     }
-    const uint32_t outcome = ParkLocked(wait, senders_, &value, word, deadline);
-    if (outcome == 0) return absl::OkStatus();
-    return outcome == kClosedOutcome ? ClosedForSend() : wait.StatusOf(outcome);
+    return ParkLocked(std::move(wait), senders_, &value, word, deadline);
   }
   // The same with a copy.
   [[nodiscard]] absl::Status Send(const T& value, Deadline deadline = {})
@@ -175,10 +173,9 @@ class Channel : private internal::ChannelCore {
       if (attempt == Attempt::kClosed) return ClosedAndDrained();
       return TakeFrom(place);
     }
-    const uint32_t outcome = ParkLocked(wait, receivers_, place.bytes, word, deadline);
-    if (outcome == 0) return TakeFrom(place);
-    if (outcome == kClosedOutcome) return ClosedAndDrained();
-    return wait.StatusOf(outcome);
+    absl::Status status = ParkLocked(std::move(wait), receivers_, place.bytes, word, deadline);
+    if (!status.ok()) return status;
+    return TakeFrom(place);
   }
 
   // Sends it if that takes no waiting; else kDeadlineExceeded. Never blocks.

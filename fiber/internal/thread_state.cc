@@ -76,7 +76,8 @@ struct Reaper {
 };
 thread_local Reaper reaper;
 
-ThreadState* NewThreadState() {
+// Out of line, so that ThisThread() saves no registers.
+[[gnu::noinline]] ThreadState* NewThreadState() {
   auto* thread = new ThreadState;
   thread->errno_address = &errno;
   thread->exceptions = reinterpret_cast<ExceptionState*>(abi::__cxa_get_globals());
@@ -103,7 +104,7 @@ ThreadState* NewThreadState() {
 __attribute__((noinline)) ThreadState& ThisThread() {
   asm volatile("" ::: "memory");
   ThreadState* thread = this_thread;
-  if (thread == nullptr) [[unlikely]] thread = NewThreadState();
+  if (thread == nullptr) [[unlikely]] return *NewThreadState();
   return *thread;
 }
 

@@ -18,31 +18,23 @@ Deadline AmbientDeadline(const WaitBlock& mine) {
 
 }  // namespace
 
-Wait::Wait(WaitReason reason, const void* object, Interruptible interruptible)
-    : interruptible_(interruptible) {
-  ThreadState& thread = ThisThread();
-  fiber_ = thread.current;
-  if (fiber_ != nullptr) {
-    SchedulePoint();
-    block_ = fiber_->block.load(std::memory_order_relaxed);
-  } else {
-    if (thread.scheduler != nullptr) Fatal("a worker waits outside of any fiber");
-    block_ = &PlainBlock(thread);
-  }
-  block_->reason = reason;
-  block_->object = object;
+WaitBlock& Wait::BlockOf(ThreadState& thread) {
+  if (thread.scheduler != nullptr) Fatal("a worker waits outside of any fiber");
+  return PlainBlock(thread);
 }
 
-absl::Status Wait::CheckBounds(Deadline deadline) const {
-  if (interruptible_ == Interruptible::kYes) {
-    if (absl::Status status = CancelStatus(*block_); !status.ok()) return status;
-    deadline = Deadline::Earlier(deadline, AmbientDeadline(*block_));
+absl::Status Wait::CheckBounds(const WaitBlock& block, Interruptible interruptible,
+                               Deadline deadline) {
+  if (interruptible == Interruptible::kYes) {
+    if (absl::Status status = CancelStatus(block); !status.ok()) return status;
+    deadline = Deadline::Earlier(deadline, AmbientDeadline(block));
   }
-  if (deadline.is_past()) return StatusOf(kOutcomeDeadline);
-  return absl::OkStatus();
+  return deadline.is_past() ? absl::DeadlineExceededError("deadline exceeded") : absl::OkStatus();
 }
 
 Waiter& Wait::Open() {
+  block_->reason = reason_;
+  block_->object = object_;
   if (fiber_ != nullptr) {
     BeginPark(*fiber_);
   } else {

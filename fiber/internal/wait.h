@@ -43,15 +43,28 @@ enum class Interruptible : bool { kNo, kYes };
 // as the wait returns, so the lock is the claimer's last touch and the unpark comes after.
 class Wait {
  public:
-  Wait(WaitReason reason, const void* object,
-       Interruptible interruptible = Interruptible::kYes);
-  Wait(const Wait&) = delete;
+  Wait(WaitReason reason, const void* object, Interruptible interruptible = Interruptible::kYes)
+      : thread_(ThisThread()),
+        fiber_(thread_.current),
+        interruptible_(interruptible),
+        reason_(reason),
+        object_(object) {
+    if (fiber_ != nullptr) [[likely]] {
+      SchedulePoint();
+      block_ = fiber_->block.load(std::memory_order_relaxed);
+    } else {
+      block_ = &BlockOf(thread_);
+    }
+  }
+  // Until Open(): a call that goes through at once has its wait in registers, and hands it on when it has to park.
+  Wait(Wait&&) = default;
   Wait& operator=(const Wait&) = delete;
 
   // What is looked at before anything is done: kCancelled, then kDeadlineExceeded, of the earlier of `deadline` and the
   // ambient one. Never blocks.
   absl::Status Check(Deadline deadline) const {
-    return deadline.is_never() && !IsBounded() ? absl::OkStatus() : CheckBounds(deadline);
+    return deadline.is_never() && !IsBounded() ? absl::OkStatus()
+                                                : CheckBounds(*block_, interruptible_, deadline);
   }
 
   // Opens the wait and returns its first waiter, to be linked by the caller. From here on the wait must be closed by
@@ -88,13 +101,19 @@ class Wait {
              (fiber_->cancel.load(std::memory_order_seq_cst) != nullptr ||  // order: cancel
               fiber_->scheduler->is_cancelled())));
   }
-  absl::Status CheckBounds(Deadline deadline) const;
+  // Static, as what follows, so that nobody else refers to a Wait before Open().
+  static absl::Status CheckBounds(const WaitBlock& block, Interruptible interruptible,
+                                  Deadline deadline);
+  static WaitBlock& BlockOf(ThreadState& thread);
   void ParkFiber();
   void BlockThread(int64_t deadline_ns);
 
-  Record* fiber_;  // null: a plain thread
+  ThreadState& thread_;  // until Open(): a fiber that has parked may be on another
+  Record* const fiber_;  // null: a plain thread
   WaitBlock* block_;
   const Interruptible interruptible_;
+  const WaitReason reason_;
+  const void* const object_;
   uint64_t open_word_ = 0;
 };
 
