@@ -110,7 +110,8 @@ class ChannelCore {
 // must not park or use the channel either. Waiting allocates nothing, sending neither.
 //
 // Thread safety: any fiber, any thread.
-// Fairness: those who wait are served in the order of their coming; nobody who comes later goes ahead of them.
+// Fairness: those who wait are served in the order of their coming; nobody who comes later goes ahead of them. A fiber whose
+// sends and receives all go through at once yields now and then; one that only tries (Try…) does not: call Yield().
 // Memory ordering: what happened before a Send is visible after the Receive of its item; what happened before the k-th
 // Receive is visible after the (k + capacity)-th Send; what happened before Close is visible to who learns of it.
 // Lifetime: may be destroyed as soon as no call is under way but for one that another has let through and that is about to
@@ -147,6 +148,7 @@ class Channel : private internal::ChannelCore {
     if (attempt != Attempt::kWouldPark) {
       word_.UnlockQueue(word);
       claimed.Unpark();
+      wait.SpendTurn();
       return attempt == Attempt::kDone ? absl::OkStatus() : ClosedForSend();
     }
     return ParkLocked(std::move(wait), senders_, &value, word, deadline);
@@ -170,6 +172,7 @@ class Channel : private internal::ChannelCore {
     if (attempt != Attempt::kWouldPark) {
       word_.UnlockQueue(word);
       claimed.Unpark();
+      wait.SpendTurn();
       if (attempt == Attempt::kClosed) return ClosedAndDrained();
       return TakeFrom(place);
     }

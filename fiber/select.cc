@@ -175,6 +175,7 @@ absl::Status Selection::LookOnce(uint32_t* outcome) {
     if (clauses_[chosen_]->lock() != nullptr) *outcome = clauses_[chosen_]->waiter.clause;
     UnlockAll();
     claimed.Unpark();
+    if (otherwise_ == kNone) wait.SpendTurn();  // with one it never blocks
     return absl::OkStatus();
   }
   if (otherwise_ != kNone) {

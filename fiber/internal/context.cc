@@ -132,7 +132,7 @@ extern "C" [[noreturn, gnu::used, gnu::visibility("hidden")]] WEFT_NO_TSAN void 
     if (next != nullptr && next->block.load(std::memory_order_relaxed) == &block) {
       next->state.store(State::kRunning, std::memory_order_relaxed);
       thread->current = next;
-      thread->operations_left = kOperationsATurn;
+      thread->turn_left = kTurn;
       self = next;
       continue;
     }
@@ -175,7 +175,7 @@ void Adopt(Record& fiber, WaitBlock& block) {
 WEFT_NO_TSAN ThreadState& Switch(ThreadState& thread, Record* to, After after) {
   thread.from = thread.current;
   thread.after = after;
-  thread.operations_left = kOperationsATurn;
+  thread.turn_left = kTurn;
   ExceptionState exceptions{};
   const bool has_exceptions =
       thread.exceptions->caught != nullptr || thread.exceptions->uncaught != 0;
@@ -243,11 +243,11 @@ void YieldFiber() {
   *back.errno_address = saved_errno;
 }
 
-void SpendTurn() {
+void SpendTurn(int32_t cost) {
   ThreadState& thread = ThisThread();
-  if (thread.current == nullptr || --thread.operations_left > 0) return;
-  thread.operations_left = kOperationsATurn;
-  YieldFiber();
+  if ((thread.turn_left -= cost) > 0) return;
+  thread.turn_left = kTurn;
+  if (thread.current != nullptr) YieldFiber();
 }
 
 }  // namespace fiber::internal

@@ -35,7 +35,7 @@ struct ThreadState {
   WaitBlock* ended = nullptr;        // kDone: the stack that was left for good
   After after = After::kNothing;
   void* own_context = nullptr;       // the thread's own stack while a fiber runs
-  uint32_t operations_left = 0;      // of the turn of the fiber that runs; see SpendTurn
+  int32_t turn_left = 0;             // of the fiber that runs; see SpendTurn
 
   // Recorded at start: compilers fold calls of __errno_location and __cxa_get_globals across a park.
   int* errno_address = nullptr;

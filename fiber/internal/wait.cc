@@ -23,6 +23,8 @@ WaitBlock& Wait::BlockOf(ThreadState& thread) {
   return PlainBlock(thread);
 }
 
+void Wait::EndTurn() { internal::SpendTurn(0); }
+
 absl::Status Wait::CheckBounds(const WaitBlock& block, Interruptible interruptible,
                                Deadline deadline) {
   if (interruptible == Interruptible::kYes) {

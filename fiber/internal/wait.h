@@ -67,6 +67,12 @@ class Wait {
                                                 : CheckBounds(*block_, interruptible_, deadline);
   }
 
+  // What is waited for went ahead at once: counts that, as SpendTurn does, and yields after kTurn. Instead of Open(), holding
+  // no lock of ours.
+  void SpendTurn() const {
+    if (--thread_.turn_left <= 0) [[unlikely]] EndTurn();
+  }
+
   // Opens the wait and returns its first waiter, to be linked by the caller. From here on the wait must be closed by
   // CloseUnclaimed() or by Park().
   Waiter& Open();
@@ -105,6 +111,7 @@ class Wait {
   static absl::Status CheckBounds(const WaitBlock& block, Interruptible interruptible,
                                   Deadline deadline);
   static WaitBlock& BlockOf(ThreadState& thread);
+  static void EndTurn();
   void ParkFiber();
   void BlockThread(int64_t deadline_ns);
 
