@@ -132,8 +132,10 @@ class Hogs {
         return Start([this] {
           fiber::Channel<int> channel(1);
           while (Round()) {
-            for (int32_t i = 0; i < fiber::internal::kChannelOperationsATurn; ++i) {
-              EXPECT_TRUE(fiber::Select(fiber::OnSend(channel, 1, [] {}), fiber::OnReceive(channel, [](int) {})).ok());
+            for (int i = 0; i < fiber::internal::kChannelOperationsATurn; ++i) {
+              auto send = fiber::OnSend(channel, i, [] {});
+              auto receive = fiber::OnReceive(channel, [](int) {});
+              EXPECT_TRUE(fiber::Select(send, receive).ok());
             }
           }
         });
