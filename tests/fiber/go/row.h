@@ -10,6 +10,8 @@
 #ifndef WEFT_TESTS_FIBER_GO_ROW_H_
 #define WEFT_TESTS_FIBER_GO_ROW_H_
 
+#include <source_location>
+
 #include "fiber/sim/gtest.h"
 #include "fiber/sim/sim.h"
 #include "gtest/gtest.h"
@@ -18,14 +20,18 @@
 
 namespace tests {
 
-inline void RunOnSeeds(int seeds, void (*body)()) {
-  fiber::sim::SimulateInTest({.schedules = 1 + Scaled(seeds - 1)}, body);
+inline void RunOnSeeds(int seeds, void (*body)(),
+                       std::source_location site = std::source_location::current()) {
+  fiber::sim::SimulateInTest({.schedules = 1 + Scaled(seeds - 1)}, body, site);
 }
 
-inline void RunOnWorkers(int seeds, void (*body)()) {
-  sched::RunInTestOn({1, 2, 8}, [&] {
-    for (int i = 0; i < 1 + Scaled(seeds) / 50 && !testing::Test::HasFailure(); ++i) body();
-  });
+inline void RunOnWorkers(int seeds, void (*body)(),
+                         std::source_location site = std::source_location::current()) {
+  const int rounds = 1 + Scaled(seeds) / 50;
+  const auto repeat = [=] {
+    for (int i = 0; i < rounds && !testing::Test::HasFailure(); ++i) body();
+  };
+  sched::RunInTestOn({1, 2, 8}, repeat, site);
 }
 
 // How often a body does something: few times on each of many schedules, or often on workers.
