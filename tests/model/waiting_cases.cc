@@ -2,7 +2,6 @@
 //
 // Primitives, claims and waits, by threads: the files that ship, and no scheduler.
 #include <memory>
-#include <new>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
@@ -38,18 +37,6 @@ using std::make_shared;
 
 // It may pass at any time: see clock_ns().
 const Deadline kSoon = Deadline::AtNanos(int64_t{1} << 60);
-
-// An object whose end is part of the case.
-template <class T>
-struct Mortal {
-  template <class... A>
-  explicit Mortal(A... arguments) {
-    new (bytes) T(arguments...);
-  }
-  T& operator*() { return *std::launder(reinterpret_cast<T*>(bytes)); }
-  T* operator->() { return &**this; }
-  alignas(T) std::byte bytes[sizeof(T)];
-};
 
 // Event.
 // -------------------------------------------------------------------------------------------------
