@@ -12,6 +12,7 @@ TITLES = {
     "waiting": "Primitives, by threads",
     "primitive": "More primitives, by threads",
     "fiber": "Parking, claims, timers, cancellation, join, by fibers",
+    "channel": "Channels and selects, by fibers",
     "slot": "Poll slots",
     "descriptor": "Sockets",
     "queue": "Queues, idle workers, keepers, free stacks",
