@@ -261,6 +261,49 @@ PLANTED_BUGS = {
         "  const bool is_set = (word & kSet) != 0;\n",
         "  const bool is_set = false;\n",
     ),
+    # Cancellation.
+    "members_looked_at_before_the_cause": (
+        "cancel_cases",
+        "MemberBeginsToWait",
+        "fiber/internal/cancel_node.cc",
+        "    cause_.store(mine, std::memory_order_seq_cst);  // order: cancel\n    if (Member* member = members_; member != nullptr) {\n      WaitBlock** last = &claimed_members;\n      do {\n        if (TryClaimForCancel(*member->block, member->shields)) {\n          *last = member->block;\n          last = &member->block->next_free;\n        }\n        member = member->next;\n      } while (member != members_);\n      *last = nullptr;\n    }\n",
+        "    if (Member* member = members_; member != nullptr) {\n      WaitBlock** last = &claimed_members;\n      do {\n        if (TryClaimForCancel(*member->block, member->shields)) {\n          *last = member->block;\n          last = &member->block->next_free;\n        }\n        member = member->next;\n      } while (member != members_);\n      *last = nullptr;\n    }\n    cause_.store(mine, std::memory_order_seq_cst);  // order: cancel\n",
+    ),
+    "no_look_at_the_parent": (
+        "cancel_cases",
+        "NodeIsMadeAsItsParentIsCancelled",
+        "fiber/internal/cancel_node.cc",
+        "    cause = parent->cause();\n",
+        "",
+    ),
+    "node_is_not_kept": (
+        "cancel_cases",
+        "NodesAreDetachedAsTheirParentIsCancelled",
+        "fiber/internal/cancel_node.cc",
+        "      first->Ref();\n      first->next_todo_ = std::exchange(*todo, first);\n",
+        "      first->next_todo_ = std::exchange(*todo, first);\n",
+    ),
+    "no_look_at_the_token_when_linking": (
+        "cancel_cases",
+        "TokenIsNotMissed",
+        "fiber/internal/cancel_node.cc",
+        "  if (cause_.load(std::memory_order_relaxed) != nullptr) return false;\n  waiters_.PushBack(waiter);\n",
+        "  waiters_.PushBack(waiter);\n",
+    ),
+    "stop_does_not_wait": (
+        "cancel_cases",
+        "CallbackIsStopped",
+        "fiber/cancel.cc",
+        "    MutexLock wait(state->running);\n",
+        "",
+    ),
+    "shield_is_not_looked_at": (
+        "cancel_cases",
+        "ShieldKeepsANodeOut",
+        "fiber/internal/wait.cc",
+        "  if (block.shields.load(std::memory_order_seq_cst) > shields || !block.word.TryClaim(word)) return false;  // order: cancel\n",
+        "  if (!block.word.TryClaim(word)) return false;\n",
+    ),
     # Poll slots.
     "unlinking_forgets_an_edge": (
         "slot_cases",
