@@ -61,21 +61,28 @@ absl::Status ForEach(R&& range, int max_running, F fn,
         absl::StrCat("fiber::ForEach with max_running = ", max_running));
   }
   Semaphore slots(max_running == 0 ? INT_MAX : max_running);
+  absl::Status stopped;  // why elements were left out
   Scope scope;
   const auto end = std::ranges::end(range);
   for (auto it = std::ranges::begin(range); it != end; ++it) {
-    if (!slots.Acquire().ok()) break;
+    if (stopped = slots.Acquire(); !stopped.ok()) break;
     using Reference = std::ranges::range_reference_t<R>;
     if constexpr (std::ranges::forward_range<R> && std::is_lvalue_reference_v<Reference>) {
       scope.Go([&slots, &fn, &element = *it] { return internal::VisitElement(fn, element, slots); },
                site);
-    } else {
+    } else if constexpr (std::is_lvalue_reference_v<Reference>) {
       scope.Go([&slots, &fn, element = std::ranges::range_value_t<R>(std::ranges::iter_move(it))]()
                    mutable { return internal::VisitElement(fn, std::move(element), slots); },
                site);
+    } else {
+      // No iter_move: of a zip it moves what the ranges below hold.
+      scope.Go([&slots, &fn, element = std::ranges::range_value_t<R>(*it)]() mutable {
+        return internal::VisitElement(fn, std::move(element), slots);
+      }, site);
     }
   }
-  return scope.Wait();
+  absl::Status status = scope.Wait();
+  return status.ok() ? stopped : status;
 }
 
 }  // namespace fiber

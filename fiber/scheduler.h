@@ -2,6 +2,7 @@
 #ifndef WEFT_FIBER_SCHEDULER_H_
 #define WEFT_FIBER_SCHEDULER_H_
 
+#include <atomic>
 #include <cstdint>
 
 #include "fiber/internal/record.h"
@@ -69,6 +70,9 @@ class Scheduler {
   // The stack class of fibers that ask for none.
   virtual internal::StackClass default_stack_class() const = 0;
 
+  // No other scheduler's, before or after: an address may come again. Any thread.
+  uint64_t serial() const { return serial_; }
+
   // Whether all its fibers, present and future, are cancelled. Any thread. order: cancel
   bool is_cancelled() const { return is_cancelled_.load(std::memory_order_seq_cst); }
 
@@ -81,8 +85,14 @@ class Scheduler {
  private:
   friend void internal::GiveWayInSimulation();
 
+  static uint64_t NextSerial() {
+    static std::atomic<uint64_t> last{0};
+    return last.fetch_add(1, std::memory_order_relaxed) + 1;
+  }
+
   internal::Atomic<bool> is_cancelled_{false};
   const bool is_simulation_;
+  const uint64_t serial_ = NextSerial();
 };
 
 }  // namespace fiber

@@ -18,8 +18,10 @@
 #include "fiber/deadline.h"
 #include "fiber/event.h"
 #include "fiber/go.h"
+#include "fiber/internal/thread_state.h"
 #include "fiber/internal/wait.h"
 #include "fiber/mutex.h"
+#include "fiber/this_fiber.h"
 
 namespace fiber {
 
@@ -37,6 +39,8 @@ namespace fiber {
 // of the caller's. It inherits the first caller's bound values, but not his deadline.
 //
 // It is no cache: when the function has returned, its result goes to who waits, and nothing is kept.
+//
+// The function must not ask for its own key: that ends the process.
 //
 // Thread safety: any fiber, any thread; on a plain thread the function runs on the one running runtime, as for Spawn().
 // Memory ordering: what the function did is visible to who gets its result.
@@ -90,6 +94,10 @@ class SingleFlight {
     MutexLock hold(table_->mu);
     std::shared_ptr<Flight>& entry = table_->flights[key];
     if (entry != nullptr) {
+      if (entry->fiber.is_valid() && entry->fiber.id() == CurrentId()) [[unlikely]] {
+        internal::Fatal("fiber::SingleFlight %p: Do() for a key by the function that runs for it, which would wait for itself",
+                        static_cast<const void*>(this));
+      }
       ++entry->passengers;
       return entry;
     }

@@ -52,6 +52,10 @@ void RunInTest(const FiberTestOptions& options, absl::FunctionRef<void()> body,
 
 void RunInTestOn(std::initializer_list<int> workers, absl::FunctionRef<void()> body,
                  std::source_location site) {
+  if (workers.size() == 0) {
+    FailTest(site, "it names no number of workers, so nothing would be run");
+    return;
+  }
   if (IsWorkerCountGiven()) return RunInTest({}, body, site);
   for (const int count : workers) {
     // Said after whatever failed; of an exception GoogleTest's message is the last.

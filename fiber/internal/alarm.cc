@@ -23,7 +23,6 @@
 #include <new>
 #include <utility>
 
-#include "fiber/cancel.h"
 #include "fiber/go.h"
 #include "fiber/internal/ambient.h"
 #include "fiber/internal/join.h"
@@ -53,6 +52,9 @@ Alarm::Alarm(absl::AnyInvocable<void()> fn, std::source_location site)
       ambient_(CallersAmbient()),
       parent_id_(CurrentId()),
       block_(TakePlainBlock()) {
+  if (fn_ == nullptr) {
+    Fatal("fiber::Timer (at %s:%u) without a function", site.file_name(), static_cast<unsigned>(site.line()));
+  }
   ring = &RingNow;
   block_.object = static_cast<Ringer*>(this);
   block_.is_alarm.store(true, std::memory_order_relaxed);
@@ -78,9 +80,9 @@ bool Alarm::DisarmLocked() {
 }
 
 bool Alarm::FileLocked(ThreadState& thread) {
-  if (filed_with_ != thread.scheduler) {
+  if (filed_with_ != thread.scheduler->serial()) {
     ForgetTimer(block_);
-    filed_with_ = thread.scheduler;
+    filed_with_ = thread.scheduler->serial();
   }
   block_.timer.deadline_ns.store(deadline_ns_, std::memory_order_seq_cst);  // order: timer
   return thread.scheduler->ArmTimer(thread, block_, deadline_ns_) || !DisarmLocked();
@@ -144,10 +146,12 @@ bool Alarm::Stop() {
   return DisarmLocked();
 }
 
-void Alarm::Close() {
+// A mutex that is held until then, and not an event: to wait for it cannot fail, and takes no shield, which takes memory.
+void Alarm::Close() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   SchedulePoint();
   const WaitBlock* const mine = &CallersBlock();
-  Event all_finished;
+  Mutex running;
+  running.lock();  // at once
   bool is_within = false;
   bool is_waiting;
   {
@@ -158,12 +162,9 @@ void Alarm::Close() {
       if (call->caller == mine) is_within = true;
     }
     is_waiting = unfinished_ > 0 && !is_within;
-    if (is_waiting) all_finished_ = &all_finished;
+    if (is_waiting) running_ = &running;
   }
-  if (is_waiting) {
-    CancelShield shield;
-    all_finished.Wait().IgnoreError();  // cannot fail
-  }
+  if (is_waiting) MutexLock until_unlocked(running);
   if (!is_within) fn_ = nullptr;  // here, and not by the fiber that is last to let go
   bool is_last;
   {
@@ -187,7 +188,7 @@ void Alarm::RingNow(Ringer& self) {
   scheduler->QueueNew(fiber);
 }
 
-void Alarm::Run() {
+void Alarm::Run() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   WaitBlock& mine = CallersBlock();
   Call call{.caller = &mine};
   {
@@ -195,18 +196,18 @@ void Alarm::Run() {
     call.next = std::exchange(calls_, &call);
   }
   fn_();
-  DropLocals(mine);  // before Close() goes on
-  Event* finished;
+  DropValues(mine);  // before Close() goes on
+  Mutex* finished;
   bool is_last;
   {
     SpinLockHolder hold(lock_);
     Call** link = &calls_;
     while (*link != &call) link = &(*link)->next;
     *link = call.next;
-    finished = --unfinished_ == 0 ? all_finished_ : nullptr;
+    finished = --unfinished_ == 0 ? running_ : nullptr;
     is_last = --references_ == 0;
   }
-  if (finished != nullptr) finished->Set();
+  if (finished != nullptr) finished->unlock();
   DeleteIf(is_last, this);
 }
 

@@ -9,9 +9,9 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/any_invocable.h"
 #include "fiber/deadline.h"
-#include "fiber/event.h"
 #include "fiber/internal/spin_lock.h"
 #include "fiber/internal/wait_block.h"
+#include "fiber/mutex.h"
 #include "fiber/scheduler.h"
 
 namespace fiber::internal {
@@ -69,14 +69,15 @@ class Alarm : private Ringer {
   // Of the wait that stands for the setting; zero: there is none.
   uint64_t open_word_ ABSL_GUARDED_BY(lock_) = 0;
   int64_t deadline_ns_ ABSL_GUARDED_BY(lock_) = 0;
-  // Whose entries the block may have.
-  const Scheduler* filed_with_ ABSL_GUARDED_BY(lock_) = nullptr;
+  // The serial of the scheduler whose entries the block may have.
+  uint64_t filed_with_ ABSL_GUARDED_BY(lock_) = 0;
   // Settings that are neither stopped nor over, calls that go on included; and those and all else that refers to it.
   int unfinished_ ABSL_GUARDED_BY(lock_) = 0;
   int references_ ABSL_GUARDED_BY(lock_) = 1;
   Call* calls_ ABSL_GUARDED_BY(lock_) = nullptr;
   bool is_closed_ ABSL_GUARDED_BY(lock_) = false;
-  Event* all_finished_ ABSL_GUARDED_BY(lock_) = nullptr;  // on the stack of Close()
+  // On the stack of Close(), which waits for it; the last call unlocks it.
+  Mutex* running_ ABSL_GUARDED_BY(lock_) = nullptr;
 };
 
 }  // namespace fiber::internal

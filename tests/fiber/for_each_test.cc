@@ -187,5 +187,60 @@ TEST(ForEachTest, OnAPlainThreadAnEndingRuntimeIsAFailure) {
   EXPECT_TRUE(absl::IsCancelled(status)) << status;
 }
 
+// A range of pairs made on the fly whose iter_move moves what lies beneath, as std::views::zip has it.
+struct Named {
+  std::string& name;
+  operator std::string() const { return name; }
+};
+class Names {
+ public:
+  class Iterator {
+   public:
+    using value_type = std::string;
+    using difference_type = std::ptrdiff_t;
+    Iterator() = default;
+    explicit Iterator(std::string* at) : at_(at) {}
+    Named operator*() const { return {*at_}; }
+    Iterator& operator++() {
+      ++at_;
+      return *this;
+    }
+    void operator++(int) { ++at_; }
+    bool operator==(const Iterator&) const = default;
+    friend std::string iter_move(const Iterator& it) { return std::move(*it.at_); }
+
+   private:
+    std::string* at_ = nullptr;
+  };
+  explicit Names(std::vector<std::string>& names) : names_(&names) {}
+  Iterator begin() const { return Iterator(names_->data()); }
+  Iterator end() const { return Iterator(names_->data() + names_->size()); }
+
+ private:
+  std::vector<std::string>* names_;
+};
+}  // namespace
+}  // namespace fiber
+
+template <template <class> class A, template <class> class B>
+struct std::basic_common_reference<fiber::Named, std::string, A, B> {
+  using type = std::string;
+};
+template <template <class> class A, template <class> class B>
+struct std::basic_common_reference<std::string, fiber::Named, A, B> {
+  using type = std::string;
+};
+
+namespace fiber {
+namespace {
+
+FIBER_SIM_TEST(ForEachTest, WhatTheRangeRefersToStaysWhereItIs) {
+  std::vector<std::string> names = {"a name that is long enough for the heap", "second"};
+  std::vector<std::string> seen;
+  EXPECT_TRUE(ForEach(Names(names), 1, [&](std::string name) { seen.push_back(name); }).ok());
+  EXPECT_EQ(seen, names);
+  EXPECT_EQ(names[1], "second");
+}
+
 }  // namespace
 }  // namespace fiber

@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "fiber/cancel.h"
 #include "fiber/deadline.h"
 #include "fiber/go.h"
 #include "fiber/internal/join.h"
@@ -577,6 +578,14 @@ TEST(SimTest, AHundredThousandFibersRunInOneSchedule) {
   });
   EXPECT_TRUE(result.ok) << result.message;
   EXPECT_EQ(ended, kFibers);
+}
+
+TEST(SimClockTest, ADeadlineOfTheThreadThatSimulatesIsOneOfAnotherClock) {
+  DeadlineScope bound(absl::Milliseconds(1));
+  const sim::Result result = sim::Simulate({.schedules = 1}, [] {
+    EXPECT_TRUE(Sleep(absl::Hours(1000)).ok());
+  });
+  EXPECT_TRUE(result.ok) << result.message;
 }
 
 }  // namespace

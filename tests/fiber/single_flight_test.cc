@@ -245,5 +245,16 @@ TEST(SingleFlightTest, WorksOnPlainThreads) {
   EXPECT_EQ(flights.Do("key", [] { return CurrentId() == 0 ? 0 : 1; }).value(), 1);
 }
 
+TEST(SingleFlightDeathTest, AFunctionThatAsksForItsOwnKeyEndsTheProcessByName) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_DEATH(sim::Simulate({.schedules = 1},
+                             [] {
+                               SingleFlight<int, int> flight;
+                               const auto again = [&] { return flight.Do(1, [] { return 2; }); };
+                               (void)flight.Do(1, [&] { return again().value_or(3); });
+                             }),
+               "fiber::SingleFlight 0x[0-9a-f]+: Do\\(\\) for a key by the function that runs for it");
+}
+
 }  // namespace
 }  // namespace fiber

@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "fiber/cancel.h"
@@ -423,6 +424,8 @@ TEST(TimerDeathTest, MisuseEndsTheProcessByName) {
                  (void)Sleep(absl::InfiniteDuration());
                }),
                "spawned at .*timer_test.cc:[0-9]+\\) ended with an exception nobody joins: broken");
+  EXPECT_DEATH(sched::Run([] { Timer timer(absl::Seconds(1), absl::AnyInvocable<void()>()); }),
+               "fiber::Timer \\(at .*timer_test.cc:[0-9]+\\) without a function");
   EXPECT_DEATH(sched::Run([] { Ticker ticker(absl::ZeroDuration()); }),
                "fiber::Ticker 0x[0-9a-f]+: a period of 0: it must be more than zero");
   EXPECT_DEATH(sched::Run([] { Ticker(absl::Seconds(1)).Reset(absl::Seconds(-2)); }),

@@ -169,5 +169,15 @@ TEST(FiberDeathTest, AFiberTestInAFiberIsRefusedByName) {
   EXPECT_DEATH(NestTests(), "a fiber test is run on a worker, at .*gtest_test.cc");
 }
 
+FIBER_TEST_ON(FailingTest, DISABLED_OnNoWorkersAtAll) { ADD_FAILURE() << "it has run"; }
+
+// Without: a test that runs nothing passes.
+TEST(FiberTestTest, ATestThatNamesNoNumberOfWorkersFails) {
+  const tests::Output output = RunDisabled("OnNoWorkersAtAll");
+  EXPECT_EQ(output.exit_status, 1) << output.text;
+  EXPECT_THAT(output.text, HasSubstr("it names no number of workers"));
+  EXPECT_THAT(output.text, Not(HasSubstr("it has run")));
+}
+
 }  // namespace
 }  // namespace sched

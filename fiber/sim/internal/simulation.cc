@@ -3,11 +3,14 @@
 
 #include <algorithm>
 #include <exception>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/time.h"
+#include "fiber/cancel.h"
+#include "fiber/internal/ambient.h"
 #include "fiber/internal/context.h"
 #include "fiber/internal/join.h"
 #include "fiber/internal/park.h"
@@ -68,6 +71,12 @@ Simulation::Simulation(const SimOptions& options, uint64_t seed, Exploration* ex
 Simulation::~Simulation() = default;
 
 void Simulation::Run(absl::FunctionRef<void()> body, std::source_location site) {
+  // The caller's deadline is one of another clock.
+  std::optional<CancelShield> shield;
+  if (const WaitBlock* mine = thread_.plain_block;
+      mine != nullptr && mine->ambient != nullptr && mine->ambient->deadline_ns != kNeverNs) {
+    shield.emplace();
+  }
   fiber::internal::BecomeWorker(thread_, *this, this);
   auto main = [this, body] {
     std::string error;
