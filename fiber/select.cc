@@ -54,6 +54,7 @@ class Selection {
     return clauses_[index]->is_enabled && !clauses_[index]->is_otherwise;
   }
   void Prepare();
+  void ReleaseAll();
   void FindEarliest();
   // One look at all, and if none goes ahead one wait. OK: chosen_ and *outcome say what came of it.
   absl::Status LookOnce(uint32_t* outcome);
@@ -128,7 +129,8 @@ void Selection::Try(ClaimedWaiters& claimed) {
 }
 
 void Selection::LinkChannels(const Wait& wait) {
-  for (uint32_t i = 0; i < clauses_.size(); ++i) {
+  // In the order drawn, or of two clauses on one channel a peer would always find the same first.
+  for (const uint32_t i : order_) {
     if (!IsOn(i)) continue;
     wait.AddClause(clauses_[i]->waiter, i);
     if (clauses_[i]->lock() != nullptr) clauses_[i]->LinkLocked();
@@ -193,17 +195,26 @@ absl::Status Selection::LookOnce(uint32_t* outcome) {
   return absl::OkStatus();
 }
 
+void Selection::ReleaseAll() {
+  for (uint32_t i = 0; i < clauses_.size(); ++i) {
+    if (IsOn(i)) clauses_[i]->Release();
+  }
+}
+
 absl::StatusOr<size_t> Selection::Run() {
   uint32_t outcome = 0;
   absl::Status status;
-  Prepare();
+  try {
+    Prepare();
+  } catch (...) {
+    ReleaseAll();
+    throw;
+  }
   do {
     chosen_ = kNone;
     status = LookOnce(&outcome);
   } while (status.ok() && !clauses_[chosen_]->IsOver(outcome));
-  for (uint32_t i = 0; i < clauses_.size(); ++i) {
-    if (IsOn(i)) clauses_[i]->Release();
-  }
+  ReleaseAll();
   if (status.ok()) status = clauses_[chosen_]->Finish(outcome);
   if (!status.ok()) return status;
   return chosen_;

@@ -25,7 +25,7 @@ class Clause {
 
   // At the beginning of each select: what may throw, and must not happen under a lock (the copy of an item).
   virtual void Prepare() {}
-  // At its end, before any handler, whatever came of it; not if a Prepare() has thrown.
+  // At its end, before any handler, whatever came of it; also if a Prepare() has thrown, this one's or another's.
   virtual void Release() {}
 
   // Two-sided: the lock; null: the clause is one-sided.
