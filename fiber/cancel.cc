@@ -32,6 +32,7 @@ struct CallbackState : CancelNode::Callback {
     const std::shared_ptr<CallbackState> self = std::move(state.self);
     state.caller.store(&CallersBlock(), std::memory_order_relaxed);
     Call(state.fn);
+    state.fn = nullptr;  // what it holds is gone when Stop() returns
     state.caller.store(nullptr, std::memory_order_relaxed);
     state.running.unlock();
   }
@@ -63,7 +64,8 @@ bool CancelCallback::Stop() {
   const std::shared_ptr<CallbackState> state = std::move(state_);
   if (state == nullptr) return false;
   if (state->node->Remove(*state)) return true;
-  // It may have been taken out and not begun: then its caller's stack is not known, and is not this one either.
+  // It may have been taken out and not begun: then its caller's stack is not known, and is not this one either, since a
+  // canceller takes the next one out when the one before has returned.
   if (state->caller.load(std::memory_order_relaxed) != &internal::CallersBlock()) {
     MutexLock wait(state->running);
   }
@@ -88,6 +90,7 @@ CancelShield::~CancelShield() {
   block_.shields.fetch_sub(1, std::memory_order_seq_cst);  // order: cancel
   internal::SwapNode(block_, outer_node_);
   internal::Pop(block_);
+  internal::PassCancellationOn(block_);
 }
 
 }  // namespace fiber

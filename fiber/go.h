@@ -121,7 +121,8 @@ class [[nodiscard]] JoinHandle {
   }
 
   // Cancels the fiber: from now on, one under way included, its parking calls that can fail return kCancelled with the
-  // cause's message. A fiber that has not started still starts. The first cause stays. Never blocks.
+  // cause's message; kDeadlineExceeded if that is the cause. A fiber that has not started still starts. The first cause
+  // stays. Never blocks.
   // REQUIRES: is_valid().
   void Cancel(absl::Status cause = absl::CancelledError("cancelled by its JoinHandle")) {
     internal::Cancel(Checked("Cancel"), cause);

@@ -33,7 +33,7 @@ namespace {
 
 CancelNode* NewNode(const WaitBlock& owner) {
   const Record* fiber = owner.fiber.load(std::memory_order_relaxed);
-  return CancelNode::New(owner.node, fiber == nullptr ? 0 : fiber->id.load(std::memory_order_relaxed));
+  return CancelNode::New(CancelNode::Around(owner), fiber == nullptr ? 0 : fiber->id.load(std::memory_order_relaxed));
 }
 
 std::string WhatOf(const std::exception_ptr& error) {
@@ -57,6 +57,7 @@ Scope::Scope(ScopeOptions options)
   try {
     on_cancel_ = options_.cancel.OnCancel([this] { node_->Cancel(options_.cancel.cause()); });
     internal::PushDeadline(owner_, std::min(CurrentDeadline().nanos(), options_.deadline.nanos()));
+    ambient_ = owner_.ambient;
   } catch (...) {  // std::bad_alloc: nothing knows of the scope yet but its token, and what it is in
     on_cancel_.Stop();
     node_->Detach();
@@ -78,6 +79,11 @@ Scope::~Scope() {
     Close();
     if (!is_passing && !is_cancelled_by_user_.load(std::memory_order_relaxed)) LogUnseen();
   }
+  if (ambient_ != nullptr) {  // there was a later one when Close() would have taken it away
+    if (owner_.ambient != ambient_) Fatal("fiber::Scope '%s' is destroyed before what was made after it", options_.name.c_str());
+    internal::Pop(owner_);
+  }
+  if (owner_.node == node_) internal::SwapNode(owner_, outer_node_);
   node_->Unref();
 }
 
@@ -89,11 +95,13 @@ void Scope::Enlist(std::source_location site) {
   unfinished_.Add();
 }
 
-void Scope::Queue(Record& child) {
-  // The scope's deadline is the child's, wherever it was started.
+void Scope::Bound(Record& child) {
   auto* inherited = static_cast<internal::Ambient*>(child.context.load(std::memory_order_relaxed));
   child.context.store(internal::BoundBy(inherited, options_.deadline.nanos()),
                       std::memory_order_relaxed);
+}
+
+void Scope::Queue(Record& child) {
   if (options_.max_running > 0) {
     MutexLock hold(mu_);
     if (running_ == options_.max_running) {
@@ -114,7 +122,7 @@ void Scope::OnChildStart(CancelNode::Member& member) {
 
 void Scope::OnChildEnd(CancelNode::Member& member, absl::Status status, std::exception_ptr error) {
   WaitBlock& block = CallersBlock();
-  internal::DropLocals(block);
+  internal::DropValues(block);
   internal::SwapNode(block, nullptr);
   node_->Leave(member);
   if (error != nullptr) status = absl::UnknownError(WhatOf(error));
@@ -164,7 +172,12 @@ void Scope::CheckOwner(const char* operation) const {
 void Scope::LeaveNode() {
   if (!is_under_node_) return;
   is_under_node_ = false;
-  internal::SwapNode(owner_, outer_node_);
+  // Behind a shield that was made after it, another node is in its place.
+  if (owner_.node != node_ && owner_.shields.load(std::memory_order_relaxed) == member_.shields) {
+    Fatal("fiber::Scope '%s' is waited for while a scope that was made after it is open", options_.name.c_str());
+  }
+  // It stays the owner's node until Close(), for who cancels the owner.
+  node_->LeaveAsOwner(owner_);
   node_->Leave(member_);
 }
 
@@ -184,7 +197,11 @@ absl::Status Scope::JoinAll(Deadline grace) {
 void Scope::Close() {
   is_closed_ = true;
   on_cancel_.Stop();
-  internal::Pop(owner_);
+  if (owner_.ambient == ambient_) {
+    internal::Pop(owner_);
+    ambient_ = nullptr;
+  }
+  if (owner_.node == node_) internal::SwapNode(owner_, outer_node_);
   node_->Detach();
 }
 

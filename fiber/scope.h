@@ -22,7 +22,9 @@
 #include "fiber/deadline.h"
 #include "fiber/event.h"
 #include "fiber/go.h"
+#include "fiber/internal/ambient.h"
 #include "fiber/internal/cancel_node.h"
+#include "fiber/internal/local_slot.h"
 #include "fiber/internal/spawn.h"
 #include "fiber/mutex.h"
 #include "fiber/this_fiber.h"
@@ -76,7 +78,8 @@ struct Failure {
 //
 // While the scope lives, its cancellation and its deadline also end the parking calls of the fiber that made it: it may wait
 // for its children's results as they do for each other. Once Wait() has begun they no longer do, but for the deadline, which
-// bounds Wait() too.
+// bounds Wait() too. (With a Bind, DeadlineScope or CancelShield that was made later and still exists, the deadline holds
+// until the scope is destroyed.)
 //
 // Who cancels the fiber that made the scope cancels the scope, and a scope inside another goes down with it, before Cancel()
 // returns.
@@ -105,7 +108,7 @@ class Scope {
   void Go(FiberOptions options, F fn,
           std::source_location site = std::source_location::current()) {
     auto extras = internal::MakeExtras(std::move(options.name));
-    Start(std::move(fn), extras.release(), options.stack_bytes, site);
+    Start(std::move(fn), std::move(extras), options.stack_bytes, site);
   }
 
   // Starts a child whose result is wanted. Throws std::bad_alloc. Never blocks.
@@ -132,6 +135,8 @@ class Scope {
   std::span<const Failure> failures() const ABSL_NO_THREAD_SAFETY_ANALYSIS { return failures_; }
 
  private:
+  template <std::invocable<Scope&> F>
+  friend absl::Status WithScope(ScopeOptions options, F body);
   template <class F>
   friend struct internal::ScopeTask;
   template <class F, class T>
@@ -143,15 +148,17 @@ class Scope {
                   std::exception_ptr error);
 
   template <class F>
-  void Start(F fn, internal::SpawnExtras* extras, size_t stack_bytes, std::source_location site);
+  void Start(F fn, std::unique_ptr<internal::SpawnExtras> extras, size_t stack_bytes, std::source_location site);
   template <class F>
-  Child<internal::ResultOf<F>> StartChild(F fn, internal::SpawnExtras* extras, size_t stack_bytes,
-                                          std::source_location site);
+  Child<internal::ResultOf<F>> StartChild(F fn, std::unique_ptr<internal::SpawnExtras> extras,
+                                          size_t stack_bytes, std::source_location site);
   template <class Task>
-  void StartTask(Task task, internal::SpawnExtras* extras, size_t stack_bytes,
+  void StartTask(Task task, std::unique_ptr<internal::SpawnExtras> extras, size_t stack_bytes,
                  std::source_location site);
   void Enlist(std::source_location site);
   void Withdraw() { unfinished_.Done(); }
+  // The scope's deadline is the child's, wherever it was started. Throws std::bad_alloc.
+  void Bound(internal::Record& child);
   void Queue(internal::Record& child);
 
   void CheckOwner(const char* operation) const;
@@ -162,6 +169,8 @@ class Scope {
   void Close();
   absl::Status Result(absl::Status interrupted);
   void LogUnseen();
+  // After Wait().
+  bool HasFailed() const ABSL_NO_THREAD_SAFETY_ANALYSIS { return first_failure_.has_value(); }
 
   const ScopeOptions options_;
   internal::WaitBlock& owner_;
@@ -170,6 +179,7 @@ class Scope {
   internal::CancelNode::Member member_;
   CancelCallback on_cancel_;
   const int uncaught_;  // exceptions, when it was made
+  internal::Ambient* ambient_ = nullptr;    // the owner's element with its deadline; null: it is taken away again
   bool is_under_node_ = true;
   bool is_closed_ = false;
   internal::Atomic<bool> is_cancelled_by_user_{false};
@@ -250,6 +260,7 @@ struct ChildTask {
       state->outcome.error = std::current_exception();
     }
     fn.reset();
+    internal::DropValues(internal::CallersBlock());  // before whoever joins it goes on
     std::exception_ptr error = state->outcome.error;
     state->done.Set();
     state.reset();
@@ -313,14 +324,20 @@ struct ChildEvent {
 }  // namespace internal
 
 template <class Task>
-void Scope::StartTask(Task task, internal::SpawnExtras* extras, size_t stack_bytes,
+void Scope::StartTask(Task task, std::unique_ptr<internal::SpawnExtras> extras, size_t stack_bytes,
                       std::source_location site) {
+  Enlist(site);
   internal::Record* child = nullptr;
   try {
-    child = &internal::MakeFiber<internal::DetachedTask<Task>>(nullptr, extras, stack_bytes,
+    child = &internal::MakeFiber<internal::DetachedTask<Task>>(nullptr, extras.release(), stack_bytes,
                                                                std::move(task), site,
                                                                internal::kJoinDetached);
+    Bound(*child);
   } catch (...) {
+    if (child != nullptr) {
+      internal::TaskStorage<internal::DetachedTask<Task>>::Destroy(*child);
+      internal::DropFiber(*child);
+    }
     Withdraw();
     throw;
   }
@@ -328,20 +345,18 @@ void Scope::StartTask(Task task, internal::SpawnExtras* extras, size_t stack_byt
 }
 
 template <class F>
-void Scope::Start(F fn, internal::SpawnExtras* extras, size_t stack_bytes,
+void Scope::Start(F fn, std::unique_ptr<internal::SpawnExtras> extras, size_t stack_bytes,
                   std::source_location site) {
-  Enlist(site);
-  StartTask(internal::ScopeTask<F>{this, std::move(fn)}, extras, stack_bytes, site);
+  StartTask(internal::ScopeTask<F>{this, std::move(fn)}, std::move(extras), stack_bytes, site);
 }
 
 template <class F>
-Child<internal::ResultOf<F>> Scope::StartChild(F fn, internal::SpawnExtras* extras,
+Child<internal::ResultOf<F>> Scope::StartChild(F fn, std::unique_ptr<internal::SpawnExtras> extras,
                                                size_t stack_bytes, std::source_location site) {
   using T = internal::ResultOf<F>;
   auto state = std::make_shared<internal::ChildState<T>>();
   Child<T> child(state);
-  Enlist(site);
-  StartTask(internal::ChildTask<F, T>{this, std::move(fn), std::move(state)}, extras, stack_bytes, site);
+  StartTask(internal::ChildTask<F, T>{this, std::move(fn), std::move(state)}, std::move(extras), stack_bytes, site);
   return child;
 }
 
@@ -352,7 +367,7 @@ Child<internal::ResultOf<F>> Scope::Spawn(F fn, std::source_location site) {
 template <std::invocable F>
 Child<internal::ResultOf<F>> Scope::Spawn(FiberOptions options, F fn, std::source_location site) {
   auto extras = internal::MakeExtras(std::move(options.name));
-  return StartChild(std::move(fn), extras.release(), options.stack_bytes, site);
+  return StartChild(std::move(fn), std::move(extras), options.stack_bytes, site);
 }
 
 // Runs body(scope), then Wait(): the form in which it cannot be forgotten. A Status other than OK that `body` returns
@@ -370,7 +385,7 @@ absl::Status WithScope(ScopeOptions options, F body) {
     absl::Status status = body(scope);
     if (!status.ok()) scope.Cancel(status);
     absl::Status joined = scope.Wait();
-    return joined.ok() ? status : joined;
+    return status.ok() || scope.HasFailed() ? joined : status;
   } else {
     body(scope);
     return scope.Wait();

@@ -67,70 +67,76 @@ absl::Status CancelNode::cause() const {
 
 absl::Status CancelNode::status() const {
   const absl::Status* cause = cause_.load(std::memory_order_seq_cst);  // order: cancel
-  if (cause == nullptr || absl::IsCancelled(*cause)) return this->cause();
-  return absl::CancelledError(cause->message());
+  return cause == nullptr ? absl::OkStatus() : SeenOf(*cause);
 }
 
 bool CancelNode::Cancel(const absl::Status& cause) {
   SchedulePoint();
   const absl::Status given = cause.ok() ? absl::CancelledError() : cause;
-  CancelNode* todo = nullptr;
-  const bool is_first = CancelThis(given, &todo);
+  Ref();  // a callback may destroy what the caller called it through
+  Found found;
+  const bool is_first = CancelThis(given, found);
   // A list, since a tree may be deeper than a stack.
-  while (todo != nullptr) {
-    CancelNode* const node = todo;
-    todo = node->next_todo_;
-    node->CancelThis(given, &todo);
+  CancelNode* marked = nullptr;
+  while (found.todo != nullptr) {
+    CancelNode* const node = found.todo;
+    found.todo = node->next_todo_;
+    node->CancelThis(given, found);
+    node->next_todo_ = std::exchange(marked, node);
+  }
+  while (found.members != nullptr) {
+    WaitBlock* const block = std::exchange(found.members, found.members->next_free);
+    Unpark(*block);
+  }
+  found.waiters.Unpark();
+  if (is_first) RunCallbacks();
+  while (marked != nullptr) {
+    CancelNode* const node = std::exchange(marked, marked->next_todo_);
+    node->RunCallbacks();
     node->Unref();
   }
+  Unref();
   return is_first;
 }
 
-bool CancelNode::CancelThis(const absl::Status& cause, CancelNode** todo) {
-  WaitBlock* claimed_members = nullptr;
-  ClaimedWaiters claimed;
-  Callback* callbacks = nullptr;
-  {
-    SpinLockHolder hold(lock_);
-    if (cause_.load(std::memory_order_relaxed) != nullptr) return false;
-    given_ = cause;
-    cause_.store(&given_, std::memory_order_seq_cst);  // order: cancel
-    if (Member* member = members_; member != nullptr) {
-      WaitBlock** last = &claimed_members;
-      do {
-        if (TryClaimForCancel(*member->block, member->shields)) {
-          *last = member->block;
-          last = &member->block->next_free;
-        }
-        member = member->next;
-      } while (member != members_);
-      *last = nullptr;
-    }
-    while (Waiter* first = waiters_.first()) claimed.Claim(waiters_, *first);
-    while (Callback* first = callbacks_) {
+bool CancelNode::CancelThis(const absl::Status& cause, Found& found) {
+  SpinLockHolder hold(lock_);
+  if (cause_.load(std::memory_order_relaxed) != nullptr) return false;
+  given_ = cause;
+  cause_.store(&given_, std::memory_order_seq_cst);  // order: cancel
+  if (Member* member = members_; member != nullptr) {
+    do {
+      if (TryClaimForCancel(*member->block, member->shields)) {
+        member->block->next_free = nullptr;
+        *found.last_member = member->block;
+        found.last_member = &member->block->next_free;
+      }
+      member = member->next;
+    } while (member != members_);
+  }
+  while (Waiter* first = waiters_.first()) found.waiters.Claim(waiters_, *first);
+  while (CancelNode* first = below_) {
+    Take(below_, *first);
+    first->is_below_ = false;
+    first->Ref();
+    first->next_todo_ = std::exchange(found.todo, first);
+  }
+  return true;
+}
+
+void CancelNode::RunCallbacks() {
+  for (;;) {
+    Callback* first;
+    {
+      SpinLockHolder hold(lock_);
+      first = callbacks_;
+      if (first == nullptr) return;
       Take(callbacks_, *first);
       first->is_linked = false;
       first->prepare(*first);
-      first->next = nullptr;
-      PushBack(callbacks, *first);
     }
-    while (CancelNode* first = below_) {
-      Take(below_, *first);
-      first->is_below_ = false;
-      first->Ref();
-      first->next_todo_ = std::exchange(*todo, first);
-    }
-  }
-  while (claimed_members != nullptr) {
-    WaitBlock* const block = std::exchange(claimed_members, claimed_members->next_free);
-    Unpark(*block);
-  }
-  claimed.Unpark();
-  while (Callback* first = callbacks) {
-    Take(callbacks, *first);
     first->run(*first);
   }
-  return true;
 }
 
 void CancelNode::Join(Member& member, WaitBlock& block) {
@@ -195,8 +201,8 @@ CancelNode* TakeOutermostScope(Record& fiber, uint64_t id) {
   SpinLockHolder hold(block->node_lock);
   if (block->fiber.load(std::memory_order_acquire) != &fiber ||  // order: owner
       fiber.id.load(std::memory_order_acquire) != id ||          // order: owner
-      // What is open outside of the shield is found when the shield has ended and its owner parks.
-      block->shields.load(std::memory_order_relaxed) != 0) {
+      // What is open outside of the shield is cancelled by the owner when the shield has ended.
+      block->shields.load(std::memory_order_seq_cst) != 0) {  // order: cancel
     return nullptr;
   }
   CancelNode* node = block->node;
@@ -204,6 +210,17 @@ CancelNode* TakeOutermostScope(Record& fiber, uint64_t id) {
   while (node->parent() != nullptr && node->parent()->owner_id() == id) node = node->parent();
   node->Ref();
   return node;
+}
+
+void PassCancellationOn(WaitBlock& mine) {
+  Record* const fiber = mine.fiber.load(std::memory_order_relaxed);
+  if (fiber == nullptr) return;
+  const absl::Status* const cause = fiber->cancel.load(std::memory_order_seq_cst);  // order: cancel
+  if (cause == nullptr) return;
+  if (CancelNode* scope = TakeOutermostScope(*fiber, fiber->id.load(std::memory_order_relaxed)); scope != nullptr) {
+    scope->Cancel(*cause);
+    scope->Unref();
+  }
 }
 
 CancelNode* SwapNode(WaitBlock& block, CancelNode* node) {

@@ -2,6 +2,7 @@
 #ifndef WEFT_FIBER_INTERNAL_CANCEL_NODE_H_
 #define WEFT_FIBER_INTERNAL_CANCEL_NODE_H_
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 
@@ -15,7 +16,7 @@
 namespace fiber::internal {
 
 // CancelNode is something that can be cancelled, once: a scope, or what a CancelSource stands for. Nodes form trees:
-// cancelling one cancels all below it, before Cancel() returns.
+// cancelling one cancels all below it, before Cancel() returns (of several at once, before the first one's does).
 //
 // Who learns of it, and how:
 //  - members, fibers (or threads) that live under the node: their parking calls look at the node before they begin, and a
@@ -61,7 +62,7 @@ class CancelNode {
   bool is_cancelled() const {
     return cause_.load(std::memory_order_seq_cst) != nullptr;  // order: cancel
   }
-  // kCancelled with the cause's message, or OK.
+  // What is seen of its cause (wait.h), or OK.
   absl::Status status() const;
   // As given to Cancel(), or OK.
   absl::Status cause() const;
@@ -83,6 +84,15 @@ class CancelNode {
   // False: it was taken out to be run.
   [[nodiscard]] bool Remove(Callback& callback);
 
+  // Its owner, who has `block`, is not under it himself any more; who cancels the owner finds it all the same. By the owner.
+  void LeaveAsOwner(const WaitBlock& block) { left_by_.store(&block, std::memory_order_relaxed); }
+  // The innermost node that reaches the fiber (thread) with `mine`; null: there is none. By itself.
+  static CancelNode* Around(const WaitBlock& mine) {
+    CancelNode* node = mine.node;
+    while (node != nullptr && node->left_by_.load(std::memory_order_relaxed) == &mine) node = node->parent_;
+    return node;
+  }
+
   CancelNode* parent() const { return parent_; }
   uint64_t owner_id() const { return owner_id_; }
 
@@ -92,8 +102,18 @@ class CancelNode {
     if (parent_ != nullptr) parent_->Unref();
   }
 
-  // The part of Cancel() that is this node's. Those below it are pushed on *todo, with a reference each.
-  bool CancelThis(const absl::Status& cause, CancelNode** todo);
+  // Whom a canceller has found. They are unparked once all nodes are marked: who wakes finds the innermost he is under
+  // cancelled, whichever of those around it was the reason.
+  struct Found {
+    CancelNode* todo = nullptr;  // below those that are marked, with a reference each
+    WaitBlock* members = nullptr;
+    WaitBlock** last_member = &members;
+    ClaimedWaiters waiters;
+  };
+  // The part of Cancel() that is this node's.
+  bool CancelThis(const absl::Status& cause, Found& found);
+  // One by one: a callback may end the registration of the next.
+  void RunCallbacks();
 
   // A ring through `next` and `prev`, as in WaitQueue.
   template <class T>
@@ -115,12 +135,18 @@ class CancelNode {
   CancelNode* next = nullptr;
   CancelNode* prev = nullptr;
   bool is_below_ = false;
+  // No Atomic: only whether it is the reader's own matters.
+  std::atomic<const WaitBlock*> left_by_{nullptr};
   CancelNode* next_todo_ = nullptr;  // of the one canceller that has marked it
 };
 
 // A fiber that is cancelled by itself passes it on to the scopes that it has open: the outermost of them, with a reference
 // for the caller; null: there is none, or it is behind a shield. For a canceller; any thread.
 CancelNode* TakeOutermostScope(Record& fiber, uint64_t id);
+
+// At the end of a shield: if the caller was cancelled behind it, so are the scopes it has open now. order: cancel — either
+// who cancels the fiber finds the shield ended, or this finds the cause.
+void PassCancellationOn(WaitBlock& mine);
 
 // Puts the caller under `node` (null: under none); returns what it was under before.
 CancelNode* SwapNode(WaitBlock& block, CancelNode* node);

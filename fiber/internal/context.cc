@@ -90,8 +90,7 @@ void RunFiber(Record& self, WaitBlock& block) {
   self.run(self);
   for (;;) {
     DiscardIfDetached(self);
-    DropLocals(block);
-    DropAmbient(block);
+    DropValues(block);
     CheckCanary(block);
     Unbind(self, block);
     self.state.store(State::kDone, std::memory_order_relaxed);

@@ -31,4 +31,11 @@ void DropLocals(WaitBlock& block) {
   }
 }
 
+void DropValues(WaitBlock& block) {
+  do {
+    DropLocals(block);
+    DropAmbient(block);
+  } while (block.locals != nullptr || block.ambient != nullptr);
+}
+
 }  // namespace fiber::internal

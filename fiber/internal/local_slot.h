@@ -23,6 +23,8 @@ LocalSlot* FindLocal(uint64_t key);
 void AddLocal(LocalSlot& slot);
 // Destroys all values of who has `block`, the newest first; those too that their destructors make. By itself, at its end.
 void DropLocals(WaitBlock& block);
+// Those, and what is inherited; until neither has made more of the other. By itself, at its end.
+void DropValues(WaitBlock& block);
 
 }  // namespace fiber::internal
 

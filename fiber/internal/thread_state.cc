@@ -65,8 +65,7 @@ struct Reaper {
     // may have it park.
     if (thread->scheduler != nullptr) return;
     if (thread->plain_block != nullptr) {
-      DropLocals(*thread->plain_block);
-      DropAmbient(*thread->plain_block);
+      DropValues(*thread->plain_block);
       PlainBlocks::Get().Give(thread->plain_block);
     }
     ReturnFreeRecords(*thread);

@@ -127,11 +127,19 @@ absl::Status Wait::StatusOf(uint32_t outcome) const {
 }
 
 bool IsCancelled(const WaitBlock& mine) {
-  if (mine.node != nullptr && mine.node->is_cancelled()) return true;
+  if (mine.node != nullptr) {
+    const CancelNode* const node = CancelNode::Around(mine);
+    if (node != nullptr && node->is_cancelled()) return true;
+  }
   const Record* const fiber = mine.fiber.load(std::memory_order_relaxed);
   return fiber != nullptr && mine.shields.load(std::memory_order_relaxed) == 0 &&
          (fiber->cancel.load(std::memory_order_seq_cst) != nullptr ||  // order: cancel
           fiber->scheduler->is_cancelled());
+}
+
+absl::Status SeenOf(const absl::Status& cause) {
+  if (absl::IsCancelled(cause) || absl::IsDeadlineExceeded(cause)) return cause;
+  return absl::CancelledError(cause.message());
 }
 
 absl::Status CancelStatus(const WaitBlock& mine) {
@@ -139,13 +147,15 @@ absl::Status CancelStatus(const WaitBlock& mine) {
   if (fiber != nullptr && mine.shields.load(std::memory_order_relaxed) == 0) {
     if (const absl::Status* cause = fiber->cancel.load(std::memory_order_seq_cst);  // order: cancel
         cause != nullptr) {
-      return absl::IsCancelled(*cause) ? *cause : absl::CancelledError(cause->message());
+      return SeenOf(*cause);
     }
     if (fiber->scheduler->is_cancelled()) {
       return absl::CancelledError("the runtime is shutting down");
     }
   }
-  return mine.node == nullptr ? absl::OkStatus() : mine.node->status();
+  if (mine.node == nullptr) return absl::OkStatus();
+  const CancelNode* const node = CancelNode::Around(mine);
+  return node == nullptr ? absl::OkStatus() : node->status();
 }
 
 absl::Status CheckCaller(Deadline deadline) {

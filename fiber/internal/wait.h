@@ -127,7 +127,10 @@ class Wait {
 // Whether the running fiber or thread, whose block it is, is cancelled: it is under a node that is, or, unless it is
 // shielded, the fiber itself or its whole scheduler is.
 bool IsCancelled(const WaitBlock& mine);
-// kCancelled with the cause's message if so, else OK.
+// What is seen of a cancellation: kCancelled with the cause's message, or the cause if it is that a deadline has passed. So
+// whoever shares a deadline with the one that cancels it for that is told the same, whichever of them was first.
+absl::Status SeenOf(const absl::Status& cause);
+// That if so, else OK.
 absl::Status CancelStatus(const WaitBlock& mine);
 // What every call that may park looks at first, for those that have no Wait yet: as Wait::Check.
 absl::Status CheckCaller(Deadline deadline);

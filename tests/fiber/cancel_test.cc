@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -229,6 +230,58 @@ FIBER_SIM_TEST(InheritedTest, ChildrenSeeWhatWasBoundAtTheirSpawn) {
   }
   EXPECT_EQ(trace_id.get(), "none");
   late.Join();
+}
+
+FIBER_SIM_TEST(CancelTest, ACallbackMayEndTheRegistrationOfTheNext) {
+  CancelSource source;
+  CancelCallback second;
+  CancelCallback first = source.token().OnCancel([&] { EXPECT_TRUE(second.Stop()); });
+  second = source.token().OnCancel([] { ADD_FAILURE() << "it was stopped"; });
+  EXPECT_TRUE(source.Cancel());
+}
+
+FIBER_SIM_TEST(CancelTest, WhatACallbackHoldsIsGoneWhenStopReturns) {
+  CancelSource source;
+  auto held = std::make_shared<int>(1);
+  Event begun;
+  CancelCallback callback = source.token().OnCancel([held, &begun] {
+    begun.Set();
+    Yield();
+  });
+  auto canceller = Spawn([&] { source.Cancel(); });
+  EXPECT_TRUE(begun.Wait().ok());
+  EXPECT_FALSE(callback.Stop());
+  EXPECT_EQ(held.use_count(), 1);
+  canceller.Join();
+}
+
+// A value that others inherit, whose destructor uses a FiberLocal.
+struct CountsItsEnd {
+  static FiberLocal<int> ends;
+  bool is_live = false;
+
+  CountsItsEnd() = default;
+  explicit CountsItsEnd(bool live) : is_live(live) {}
+  CountsItsEnd(CountsItsEnd&& other) noexcept : is_live(std::exchange(other.is_live, false)) {}
+  ~CountsItsEnd() {
+    if (is_live) ++*ends;
+  }
+};
+FiberLocal<int> CountsItsEnd::ends;
+const Inherited<CountsItsEnd> ending;
+
+FIBER_SIM_TEST(FiberLocalTest, WhatTheEndOfAnInheritedValueMakesDoesNotReachTheNextFiber) {
+  for (int i = 0; i < 3; ++i) {
+    Event unbound;
+    JoinHandle<void> last;
+    {
+      Bind bound(ending, CountsItsEnd(true));
+      last = Spawn([&] { EXPECT_TRUE(unbound.Wait().ok()); });
+    }
+    unbound.Set();  // the value ends with the fiber
+    last.Join();
+    Spawn([] { EXPECT_EQ(*CountsItsEnd::ends, 0); }).Join();
+  }
 }
 
 }  // namespace

@@ -12,7 +12,9 @@
 #include "fiber/cancel.h"
 #include "fiber/channel.h"
 #include "fiber/event.h"
+#include "fiber/fiber_local.h"
 #include "fiber/go.h"
+#include "fiber/inherited.h"
 #include "fiber/select.h"
 #include "fiber/sim/gtest.h"
 #include "fiber/sim/sim.h"
@@ -314,6 +316,136 @@ TEST(ScopeDeathTest, MisuseEndsTheProcessByName) {
                  Spawn([&] { (void)scope.Wait(); }).Join();
                }),
                "fiber::Scope 'mine': Wait by a fiber that did not make it");
+}
+
+const Inherited<std::string> bound_name("none");
+
+FIBER_SIM_TEST(ScopeTest, WaitTakesAwayItsOwnDeadlineAndNothingThatWasMadeLater) {
+  {
+    Scope scope({.deadline = absl::Seconds(5)});
+    Bind name(bound_name, std::string("a name that is long enough for the heap"));
+    const std::string& kept = bound_name.get();
+    DeadlineScope bound(absl::Seconds(1));
+    scope.Go([] {});
+    EXPECT_TRUE(scope.Wait().ok());
+    EXPECT_EQ(bound_name.get(), "a name that is long enough for the heap");
+    EXPECT_EQ(&bound_name.get(), &kept);
+    EXPECT_LE(CurrentDeadline().remaining(), absl::Seconds(1));
+  }
+  EXPECT_TRUE(CurrentDeadline().is_never());
+  EXPECT_EQ(bound_name.get(), "none");
+}
+
+FIBER_SIM_TEST(ScopeTest, MayBeWaitedForBehindAShield) {
+  for (int i = 0; i < 2; ++i) {
+    {
+      Scope scope;
+      scope.Go([] {});
+      CancelShield shield;
+      EXPECT_TRUE(scope.Wait().ok());
+    }
+    EXPECT_TRUE(Sleep(absl::Milliseconds(1)).ok());
+  }
+}
+
+FIBER_SIM_TEST(ScopeTest, WhoIsCancelledBehindAShieldCancelsItsScopesWhenThatEnds) {
+  Event is_shielded, go_on;
+  auto owner = Spawn([&] {
+    Scope scope;
+    auto child = scope.Spawn([] { return Sleep(absl::InfiniteDuration()); });
+    {
+      CancelShield shield;
+      is_shielded.Set();
+      EXPECT_TRUE(go_on.Wait().ok());
+    }
+    EXPECT_TRUE(absl::IsCancelled(child.Join()));
+  });
+  EXPECT_TRUE(is_shielded.Wait().ok());
+  owner.Cancel();
+  go_on.Set();
+  owner.Join();
+}
+
+TEST(ScopeTest, WhoWakesCancelledFindsItselfCancelled) {
+  sched::Run({.workers = 2}, [] {
+    for (int round = 0; round < tests::Scaled(20); ++round) {
+      Scope outer;
+      std::atomic<int> asleep{0};
+      for (int i = 0; i < 100; ++i) {
+        outer.Go([&] {
+          Scope inner;
+          ++asleep;
+          EXPECT_FALSE(Sleep(absl::InfiniteDuration()).ok());
+          EXPECT_FALSE(CheckCancelled().ok());
+        });
+      }
+      while (asleep < 100) Yield();
+      outer.Cancel();
+      EXPECT_TRUE(outer.Wait().ok());
+    }
+  });
+}
+
+struct ThrowsWhenMoved {
+  int* moves_left;
+
+  explicit ThrowsWhenMoved(int* moves) : moves_left(moves) {}
+  ThrowsWhenMoved(const ThrowsWhenMoved&) = default;
+  ThrowsWhenMoved(ThrowsWhenMoved&& other) : moves_left(other.moves_left) {
+    if (--*moves_left < 0) throw std::runtime_error("moved once too often");
+  }
+  void operator()() const {}
+};
+
+FIBER_SIM_TEST(ScopeTest, AChildThatCouldNotBeMadeIsNotWaitedFor) {
+  for (int moves = 0; moves < 8; ++moves) {
+    Scope scope;
+    int left = moves;
+    const ThrowsWhenMoved original(&left);
+    try {
+      scope.Go({.name = "moved"}, original);
+    } catch (const std::runtime_error&) {
+    }
+    EXPECT_TRUE(scope.Drain(absl::Hours(1)).ok()) << moves;
+  }
+}
+
+struct ParksAtItsEnd {
+  bool* has_ended = nullptr;
+  ~ParksAtItsEnd() {
+    if (has_ended == nullptr) return;
+    Yield();
+    *has_ended = true;
+  }
+};
+FiberLocal<ParksAtItsEnd> parks_at_its_end;
+
+FIBER_SIM_TEST(ScopeTest, ItsChildrensLocalsAreGoneWhenTheyAreJoined) {
+  Scope scope;
+  bool has_ended = false;
+  auto child = scope.Spawn([&] { parks_at_its_end->has_ended = &has_ended; });
+  child.Join();
+  EXPECT_TRUE(has_ended);
+  EXPECT_TRUE(scope.Wait().ok());
+}
+
+FIBER_SIM_TEST(ScopeTest, WithScopeReturnsWhatItsBodyFailedOf) {
+  const absl::Status status = WithScope({.deadline = absl::Milliseconds(10)}, [](Scope&) {
+    EXPECT_TRUE(absl::IsDeadlineExceeded(Sleep(absl::Seconds(1))));
+    return absl::DataLossError("the body's");
+  });
+  EXPECT_TRUE(absl::IsDataLoss(status)) << status;
+}
+
+TEST(ScopeDeathTest, TheOuterOfTwoIsNotWaitedForFirst) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_DEATH(sim::Simulate({.schedules = 1},
+                             [] {
+                               Scope outer({.name = "outer"});
+                               Scope inner;
+                               outer.Wait().IgnoreError();
+                             }),
+               "fiber::Scope 'outer' is waited for while a scope that was made after it is open");
 }
 
 }  // namespace
