@@ -436,6 +436,9 @@ WaitBlock& PlainBlock(ThreadState&) { return *explorer->current().block; }
 uint32_t RandomBelow(ThreadState&, uint32_t n) { return model::ChooseBelow(n); }
 uint32_t ChooseBelow(uint32_t n) { return model::ChooseBelow(n); }
 
+// Weak: one case has the real one.
+[[gnu::weak]] void SpendTurn(int32_t) {}
+
 int64_t MonotonicNs() { return model::clock_ns(); }
 int64_t NowNs() { return model::clock_ns(); }
 

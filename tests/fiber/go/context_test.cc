@@ -309,5 +309,13 @@ GO_ROW(GoContext, ACallbackIsCalledOnceOrStopped, 10'000) {
   EXPECT_FALSE(late.Stop());
 }
 
+// Row 57: the child's deadline has passed, and nobody has called Cancel().
+GO_ROW(GoContext, AChildThatIsJoinedSeesItsDeadlineAndNoCancellation, 500) {
+  DeadlineScope bound(absl::Milliseconds(1));
+  auto child = Spawn([] { return Sleep(absl::InfiniteDuration()); });
+  const absl::Status seen = child.Join();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(seen)) << seen;
+}
+
 }  // namespace
 }  // namespace fiber

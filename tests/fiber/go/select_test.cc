@@ -469,5 +469,21 @@ GO_ROW(GoSelect, OneThatLeavesAQueueKeepsTheOthersInIt, 2000) {
   }
 }
 
+// Row 9, where the peer always comes later.
+GO_ROW(GoSelect, OfTwoSendsOnOneChannelThatWaitEachIsTakenNowAndThen, 20) {
+  Channel<int> channel;
+  std::array<int, 2> counts = {};
+  for (int i = 0; i < 200; ++i) {
+    auto sender = Spawn([&] {
+      return Select(OnSend(channel, 0, [] {}), OnSend(channel, 1, [] {})).status();
+    });
+    tests::WaitUntilParked(sender);
+    ++counts[channel.Receive().value()];
+    EXPECT_TRUE(sender.Join().ok());
+  }
+  EXPECT_GT(counts[0], 20);
+  EXPECT_GT(counts[1], 20);
+}
+
 }  // namespace
 }  // namespace fiber
