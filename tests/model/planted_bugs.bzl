@@ -520,4 +520,32 @@ PLANTED_BUGS = {
         "  if (poller.is_stopped()) self.Orphan(poller);\n",
         "",
     ),
+    "select_looks_not_at_the_end_after_linking": (
+        "descriptor_cases",
+        "SelectMeetsTheEnd",
+        "netpoll/internal/flow_clause.cc",
+        "  if (descriptor_->ended_.load(std::memory_order_seq_cst) != Descriptor::kAlive ||  // order: poll-end\n      FlowDeadline() < armed_) {\n",
+        "  if (FlowDeadline() < armed_) {\n",
+    ),
+    "select_looks_not_at_the_deadline_after_linking": (
+        "descriptor_cases",
+        "DeadlineIsMovedUnderASelect",
+        "netpoll/internal/flow_clause.cc",
+        " ||  // order: poll-end\n      FlowDeadline() < armed_) {\n",
+        ") {\n",
+    ),
+    "select_keeps_the_flow": (
+        "descriptor_cases",
+        "SelectMeetsNewsAndAnEvent",
+        "netpoll/internal/flow_clause.cc",
+        "  if (hold_ == Hold::kFlow) descriptor_->Unlock(direction_);\n",
+        "",
+    ),
+    "select_forgets_that_it_is_queued": (
+        "descriptor_cases",
+        "SelectLeavesTheQueueForAFlow",
+        "netpoll/internal/flow_clause.cc",
+        "  descriptor_->LeaveQueue(flow(), waiter);\n",
+        "",
+    ),
 }
