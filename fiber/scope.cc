@@ -185,7 +185,9 @@ absl::Status Scope::JoinAll(Deadline grace) {
   LeaveNode();
   absl::Status interrupted = unfinished_.Wait(grace);
   if (interrupted.ok()) return interrupted;
-  node_->Cancel(interrupted);
+  // A deadline around the scope is its children's too; that of a Drain() is not.
+  const bool is_grace_over = absl::IsDeadlineExceeded(interrupted) && !CurrentDeadline().is_past();
+  node_->Cancel(is_grace_over ? absl::CancelledError("the grace period of its Scope is over") : interrupted);
   CancelShield shield;
   for (absl::Duration patience = absl::Seconds(1); !unfinished_.Wait(patience).ok(); patience *= 10) {
     LogLine("fiber::Scope '%s' was cancelled %s ago and still waits for: %s", options_.name.c_str(),
