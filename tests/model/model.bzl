@@ -68,7 +68,7 @@ def planted_bug_tests():
             size = "small",
             srcs = [source],
             args = [case],
-            copts = WEFT_COPTS + ["-O1"],
+            copts = WEFT_COPTS + ["-O0"],  # compiling takes longer than finding
             linkopts = WEFT_LINKOPTS,
             local_defines = _DEFINES,
             tags = _TAGS,
