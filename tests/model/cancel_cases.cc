@@ -359,7 +359,7 @@ std::span<const NamedCase> Cases() {
 // What scopes need besides the files that ship.
 namespace fiber::internal {
 void StartFiber(Record&) { Fatal("started"); }
-void DropLocals(WaitBlock&) {}
+void DropValues(WaitBlock&) {}
 void SetName(WaitBlock&, std::string*) {}
 void SpendTurn() {}
 }  // namespace fiber::internal
