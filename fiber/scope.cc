@@ -184,7 +184,8 @@ void Scope::LeaveNode() {
 absl::Status Scope::JoinAll(Deadline grace) {
   LeaveNode();
   absl::Status interrupted = unfinished_.Wait(grace);
-  if (interrupted.ok()) return interrupted;
+  // Whoever cancelled the owner has cancelled the children too: they may have ended before it could wake for that.
+  if (interrupted.ok()) return node_->is_cancelled() ? internal::CancelStatus(owner_) : interrupted;
   // A deadline around the scope is its children's too; that of a Drain() is not.
   const bool is_grace_over = absl::IsDeadlineExceeded(interrupted) && !CurrentDeadline().is_past();
   node_->Cancel(is_grace_over ? absl::CancelledError("the grace period of its Scope is over") : interrupted);

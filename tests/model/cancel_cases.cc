@@ -361,5 +361,4 @@ namespace fiber::internal {
 void StartFiber(Record&) { Fatal("started"); }
 void DropValues(WaitBlock&) {}
 void SetName(WaitBlock&, std::string*) {}
-void SpendTurn() {}
 }  // namespace fiber::internal

@@ -131,8 +131,8 @@ TEST(WaitingMemoryTest, WaitingAllocatesNothing) {
 
 // Go's test of this is called select2: each select that leaves a waiter behind would show in memory.
 TEST(WaitingMemoryTest, AHundredThousandSelectsTimeoutsAndCancelsLeaveMemoryWhereItWas) {
-  const int rounds = tests::Scaled(100'000);
-  sched::Run({.workers = 2}, [rounds] {
+  static constexpr int kRounds = tests::Scaled(100'000);
+  sched::Run({.workers = 2}, [] {
     Channel<int> busy;
     Channel<int> idle;
     Channel<int> never;
@@ -140,20 +140,20 @@ TEST(WaitingMemoryTest, AHundredThousandSelectsTimeoutsAndCancelsLeaveMemoryWher
     std::optional<int64_t> before;
     const auto all = [&] {
       auto feeder = fiber::Spawn([&] {
-        for (int i = 0; i < rounds; ++i) ASSERT_TRUE(busy.Send(i).ok());
+        for (int i = 0; i < kRounds; ++i) ASSERT_TRUE(busy.Send(i).ok());
       });
-      for (int i = 0; i < rounds; ++i) {
+      for (int i = 0; i < kRounds; ++i) {
         ASSERT_TRUE(Select(OnReceive(busy, [](int) {}), OnReceive(idle, [](int) {}),
                            OnSend(never, 1, [] {}), OnEvent(no_event, [] {}))
                         .ok());
       }
       feeder.Join();
-      for (int i = 0; i < rounds; ++i) {
+      for (int i = 0; i < kRounds; ++i) {
         ASSERT_TRUE(absl::IsDeadlineExceeded(idle.Receive(absl::Nanoseconds(100)).status()));
       }
       fiber::Event gone;
       auto waits = fiber::Spawn([&] {
-        for (int i = 0; i < rounds / 10; ++i) {
+        for (int i = 0; i < kRounds / 10; ++i) {
           fiber::Scope scope;
           auto child = scope.Spawn([&] { return idle.Receive().status(); });
           fiber::Yield();
@@ -162,7 +162,7 @@ TEST(WaitingMemoryTest, AHundredThousandSelectsTimeoutsAndCancelsLeaveMemoryWher
           ASSERT_TRUE(scope.Wait().ok());
         }
         fiber::CancelSource stop;
-        for (int i = 0; i < rounds / 10; ++i) {
+        for (int i = 0; i < kRounds / 10; ++i) {
           ASSERT_TRUE(Select(OnCancel(stop.token(), [] {}), OnReceive(idle, [](int) {}),
                              OnDeadline(absl::Nanoseconds(100), [] {}))
                           .ok());
