@@ -207,7 +207,7 @@ class Names {
     }
     void operator++(int) { ++at_; }
     bool operator==(const Iterator&) const = default;
-    friend std::string iter_move(const Iterator& it) { return std::move(*it.at_); }
+    [[maybe_unused]] friend std::string iter_move(const Iterator& it) { return std::move(*it.at_); }
 
    private:
     std::string* at_ = nullptr;
