@@ -151,7 +151,7 @@ Case SharedMutexWithTries() {
 
 // A reader stays until another has come in, which waits behind a writer, which waits for the first:
 // until it gives up.
-Case SharedMutexWriterGivesUp() {
+Case SharedMutexWriterGivesUp() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   auto ledger = make_shared<Ledger>();
   auto is_in = make_shared<bool>(false);
   ledger->mutex.lock_shared();
@@ -169,22 +169,22 @@ Case SharedMutexWriterGivesUp() {
           .finish = [ledger] { ledger->CheckFree(0); }};
 }
 
-Case SharedMutexIsDestroyedAfterItsLastReader() {
+Case SharedMutexIsDestroyedAfterItsLastReader() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   auto mutex = make_shared<Mortal<fiber::SharedMutex>>();
   (*mutex)->lock_shared();
-  return {.threads = {[mutex] { (*mutex)->unlock_shared(); },
-                      [mutex] {
+  return {.threads = {[mutex]() ABSL_NO_THREAD_SAFETY_ANALYSIS { (*mutex)->unlock_shared(); },
+                      [mutex]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
                         (*mutex)->lock();
                         (*mutex)->unlock();
                         Destroy(**mutex);
                       }}};
 }
 
-Case SharedMutexIsDestroyedAfterItsLastWriter() {
+Case SharedMutexIsDestroyedAfterItsLastWriter() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   auto mutex = make_shared<Mortal<fiber::SharedMutex>>();
   (*mutex)->lock();
-  return {.threads = {[mutex] { (*mutex)->unlock(); },
-                      [mutex] {
+  return {.threads = {[mutex]() ABSL_NO_THREAD_SAFETY_ANALYSIS { (*mutex)->unlock(); },
+                      [mutex]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
                         (*mutex)->lock_shared();
                         (*mutex)->unlock_shared();
                         Destroy(**mutex);
