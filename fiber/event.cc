@@ -39,6 +39,15 @@ void Event::Set() {
 
 absl::Status Event::Wait(Deadline deadline) {
   internal::Wait wait(WaitReason::kEvent, this);
+  return WaitAs(wait, deadline);
+}
+
+void Event::WaitUninterrupted() {
+  internal::Wait wait(WaitReason::kEvent, this, internal::Interruptible::kNo);
+  WaitAs(wait, Deadline::Never()).IgnoreError();  // nothing else can end it
+}
+
+absl::Status Event::WaitAs(internal::Wait& wait, Deadline deadline) {
   if (absl::Status status = wait.Check(deadline); !status.ok()) return status;
   if (is_set()) return absl::OkStatus();
 

@@ -270,6 +270,16 @@ struct ChildTask {
 
 }  // namespace internal
 
+namespace internal {
+struct ChildEvent {
+  template <class T>
+  static Event& Get(Child<T>& child) {
+    return child.Checked("OnJoin").done;
+  }
+  static void WaitForEnd(Event& done) { done.WaitUninterrupted(); }
+};
+}  // namespace internal
+
 // Child is the right to the result of a child of a scope, which may have ended meanwhile.
 //
 // Thread safety: one fiber or thread at a time.
@@ -281,11 +291,8 @@ class Child {
   // What it returned; rethrows what escaped it. Once. Waits until it has ended, even if the caller is cancelled: its scope
   // is cancelled then too, unless that is somebody else's. Parks the fiber; blocks the thread when called from a plain one.
   T Join() {
-    internal::ChildState<T>& state = Checked("Join");
-    if (!state.done.Wait().ok()) {
-      CancelShield shield;
-      state.done.Wait().IgnoreError();  // cannot fail
-    }
+    // Whoever cancels the caller cancels the scope, and so the child. No shield: behind one the scope would not be found.
+    internal::ChildEvent::WaitForEnd(Checked("Join").done);
     const std::shared_ptr<internal::ChildState<T>> taken = std::move(state_);
     if (taken->outcome.error != nullptr) std::rethrow_exception(taken->outcome.error);
     if constexpr (!std::is_void_v<T>) return *std::move(taken->outcome.value);
@@ -313,15 +320,6 @@ class Child {
 
   std::shared_ptr<internal::ChildState<T>> state_;
 };
-
-namespace internal {
-struct ChildEvent {
-  template <class T>
-  static Event& Get(Child<T>& child) {
-    return child.Checked("OnJoin").done;
-  }
-};
-}  // namespace internal
 
 template <class Task>
 void Scope::StartTask(Task task, std::unique_ptr<internal::SpawnExtras> extras, size_t stack_bytes,
