@@ -280,6 +280,7 @@ TEST(ChannelTest, DeadlinesRacingOnThreadsLoseAndDoubleNothing) {
 }
 
 TEST(ChannelDeathTest, DestroyedWithWaitersNamesItself) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_DEATH(
       sched::Run([] {
         auto channel = std::make_unique<Channel<int>>();

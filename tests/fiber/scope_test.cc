@@ -305,6 +305,7 @@ TEST(ScopeDeathTest, UnseenFailuresAreLogged) {
 }
 
 TEST(ScopeDeathTest, MisuseEndsTheProcessByName) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_DEATH(sched::Run([] {
                  Scope scope({.name = "early"});
                  (void)scope.Wait();
