@@ -5,9 +5,7 @@
 
 #include <boost/context/detail/fcontext.hpp>
 
-#include "fiber/internal/ambient.h"
 #include "fiber/internal/join.h"
-#include "fiber/internal/local_slot.h"
 #include "fiber/internal/park.h"
 #include "fiber/internal/sanitizer.h"
 #include "fiber/internal/stack_guard.h"
@@ -90,7 +88,6 @@ void RunFiber(Record& self, WaitBlock& block) {
   self.run(self);
   for (;;) {
     DiscardIfDetached(self);
-    DropValues(block);
     CheckCanary(block);
     Unbind(self, block);
     self.state.store(State::kDone, std::memory_order_relaxed);
@@ -131,7 +128,7 @@ extern "C" [[noreturn, gnu::used, gnu::visibility("hidden")]] WEFT_NO_TSAN void 
     if (next != nullptr && next->block.load(std::memory_order_relaxed) == &block) {
       next->state.store(State::kRunning, std::memory_order_relaxed);
       thread->current = next;
-      thread->turn_left = kTurn;
+      thread->operations_left = kOperationsATurn;
       self = next;
       continue;
     }
@@ -165,7 +162,6 @@ void Adopt(Record& fiber, WaitBlock& block) {
     delete fiber.extras();
     fiber.extras() = nullptr;
   }
-  block.ambient = static_cast<Ambient*>(fiber.context.load(std::memory_order_relaxed));
   Bind(fiber, block);
 }
 
@@ -174,7 +170,7 @@ void Adopt(Record& fiber, WaitBlock& block) {
 WEFT_NO_TSAN ThreadState& Switch(ThreadState& thread, Record* to, After after) {
   thread.from = thread.current;
   thread.after = after;
-  thread.turn_left = kTurn;
+  thread.operations_left = kOperationsATurn;
   ExceptionState exceptions{};
   const bool has_exceptions =
       thread.exceptions->caught != nullptr || thread.exceptions->uncaught != 0;
@@ -242,11 +238,11 @@ void YieldFiber() {
   *back.errno_address = saved_errno;
 }
 
-void SpendTurn(int32_t cost) {
+void SpendTurn() {
   ThreadState& thread = ThisThread();
-  if ((thread.turn_left -= cost) > 0) return;
-  thread.turn_left = kTurn;
-  if (thread.current != nullptr) YieldFiber();
+  if (thread.current == nullptr || --thread.operations_left > 0) return;
+  thread.operations_left = kOperationsATurn;
+  YieldFiber();
 }
 
 }  // namespace fiber::internal

@@ -66,11 +66,14 @@ def planted_bug_tests():
         cc_test(
             name = "planted_" + name + "_test",
             size = "small",
-            srcs = [source],
+            srcs = [
+                source,
+                "planted_bug_test.cc",
+            ],
             args = [case],
-            copts = WEFT_COPTS + ["-O0"],  # compiling takes longer than finding
+            copts = WEFT_COPTS + ["-O1"],
             linkopts = WEFT_LINKOPTS,
             local_defines = _DEFINES,
             tags = _TAGS,
-            deps = _DEPS + [":planted_bug_test"],
+            deps = _DEPS,
         )
