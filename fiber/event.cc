@@ -39,6 +39,15 @@ void Event::Set() {
 
 absl::Status Event::Wait(Deadline deadline) {
   internal::Wait wait(WaitReason::kEvent, this);
+  return WaitAs(wait, deadline);
+}
+
+void Event::WaitUninterrupted() {
+  internal::Wait wait(WaitReason::kEvent, this, internal::Interruptible::kNo);
+  WaitAs(wait, Deadline::Never()).IgnoreError();  // nothing else can end it
+}
+
+absl::Status Event::WaitAs(internal::Wait& wait, Deadline deadline) {
   if (absl::Status status = wait.Check(deadline); !status.ok()) return status;
   if (is_set()) return absl::OkStatus();
 
@@ -48,6 +57,20 @@ absl::Status Event::Wait(Deadline deadline) {
     return absl::OkStatus();
   }
   return internal::ParkInQueue(wait, word_, word, waiters_, deadline);
+}
+
+bool Event::TryLink(Waiter& waiter) {
+  const uint64_t word = word_.LockQueue();
+  const bool is_set = (word & kSet) != 0;
+  if (!is_set) waiters_.PushBack(waiter);
+  word_.UnlockQueue(is_set ? word : word | StateWord::kHasWaiters);
+  return !is_set;
+}
+
+void Event::Unlink(Waiter& waiter) {
+  const uint64_t word = word_.LockQueue();
+  if (waiter.is_linked) waiters_.Remove(waiter);
+  word_.UnlockQueue(waiters_.is_empty() ? word & ~StateWord::kHasWaiters : word);
 }
 
 void Event::DieWithWaiters() {

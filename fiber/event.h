@@ -12,6 +12,13 @@
 
 namespace fiber {
 
+namespace internal {
+template <class H>
+class EventClause;
+struct ChildEvent;
+class Wait;
+}
+
 // Event is something that happens once, and that anybody can wait for, before and after. It cannot
 // be unset.
 //
@@ -47,8 +54,19 @@ class Event {
   [[nodiscard]] absl::Status Wait(Deadline deadline = {});
 
  private:
+  template <class H>
+  friend class internal::EventClause;
+  friend struct internal::ChildEvent;
+
   static constexpr uint64_t kSet = uint64_t{1} << internal::StateWord::kFirstBit;
 
+  // Until it is set, whoever is cancelled.
+  void WaitUninterrupted();
+  absl::Status WaitAs(internal::Wait& wait, Deadline deadline);
+  // For a select's clause. False: it is set, and nothing was linked.
+  [[nodiscard]] bool TryLink(internal::Waiter& waiter);
+  // Takes it out, unless Set() has.
+  void Unlink(internal::Waiter& waiter);
   [[noreturn]] void DieWithWaiters();
 
   // kSet implies that nobody is linked.

@@ -44,6 +44,7 @@ template <class T>
 class JoinHandle;
 
 namespace internal {
+struct RecordOf;
 template <class F>
 using ResultOf = std::remove_cvref_t<std::invoke_result_t<F>>;
 
@@ -120,7 +121,8 @@ class [[nodiscard]] JoinHandle {
   }
 
   // Cancels the fiber: from now on, one under way included, its parking calls that can fail return kCancelled with the
-  // cause's message. A fiber that has not started still starts. The first cause stays. Never blocks.
+  // cause's message; kDeadlineExceeded if that is the cause. A fiber that has not started still starts. The first cause
+  // stays. Never blocks.
   // REQUIRES: is_valid().
   void Cancel(absl::Status cause = absl::CancelledError("cancelled by its JoinHandle")) {
     internal::Cancel(Checked("Cancel"), cause);
@@ -143,6 +145,7 @@ class [[nodiscard]] JoinHandle {
   }
 
  private:
+  friend struct internal::RecordOf;
   template <class F>
   friend JoinHandle<internal::ResultOf<F>> internal::SpawnOn(Scheduler*, F, std::source_location);
   template <class F>

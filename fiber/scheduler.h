@@ -2,6 +2,7 @@
 #ifndef WEFT_FIBER_SCHEDULER_H_
 #define WEFT_FIBER_SCHEDULER_H_
 
+#include <atomic>
 #include <cstdint>
 
 #include "fiber/internal/record.h"
@@ -47,6 +48,12 @@ class Scheduler {
   // deadline has passed. False: there is no memory for an entry, and none counts. Worker.
   virtual bool ArmTimer(internal::ThreadState& thread, internal::WaitBlock& block,
                         int64_t deadline_ns) = 0;
+  // The caller has armed a timer and will not park at once: those who sleep until a later one learn of it now. Worker.
+  virtual void AnnounceTimer(internal::ThreadState&) {}
+  // Around the spawn of what a timer sets off, which no fiber answers for: between the two the runtime does not end. False:
+  // it is about to, and timers set nothing off any more. Worker.
+  virtual bool EnterFromTimer() { return !is_cancelled(); }
+  virtual void LeaveFromTimer() {}
   // This scheduler's clock. Any thread.
   virtual int64_t NowNs() = 0;
 
@@ -55,8 +62,16 @@ class Scheduler {
   // A point at which a simulation may run somebody else, as another worker would. Worker, on a fiber's stack.
   virtual void SchedulePoint(internal::ThreadState&) {}
 
+  // One of 0 … n - 1, all alike: what is left to chance, as the order in which a select looks at its clauses. Worker.
+  virtual uint32_t ChooseBelow(internal::ThreadState& thread, uint32_t n) {
+    return internal::RandomBelow(thread, n);
+  }
+
   // The stack class of fibers that ask for none.
   virtual internal::StackClass default_stack_class() const = 0;
+
+  // No other scheduler's, before or after: an address may come again. Any thread.
+  uint64_t serial() const { return serial_; }
 
   // Whether all its fibers, present and future, are cancelled. Any thread. order: cancel
   bool is_cancelled() const { return is_cancelled_.load(std::memory_order_seq_cst); }
@@ -70,8 +85,14 @@ class Scheduler {
  private:
   friend void internal::GiveWayInSimulation();
 
+  static uint64_t NextSerial() {
+    static std::atomic<uint64_t> last{0};
+    return last.fetch_add(1, std::memory_order_relaxed) + 1;
+  }
+
   internal::Atomic<bool> is_cancelled_{false};
   const bool is_simulation_;
+  const uint64_t serial_ = NextSerial();
 };
 
 }  // namespace fiber

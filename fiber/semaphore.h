@@ -3,9 +3,12 @@
 #define WEFT_FIBER_SEMAPHORE_H_
 
 #include <cstdint>
+#include <mutex>
+#include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "fiber/deadline.h"
 #include "fiber/internal/state_word.h"
 #include "fiber/internal/wait_queue.h"
@@ -71,6 +74,53 @@ class Semaphore {
   // While the queue is unlocked, the first waiter has given up or wants more than there is.
   internal::StateWord word_;
   internal::WaitQueue waiters_ ABSL_GUARDED_BY(word_);
+};
+
+// Permit holds permits of a Semaphore, and returns them when it is destroyed.
+//
+//   absl::StatusOr<fiber::Permit> slot = fiber::Permit::Acquire(slots);
+//   if (!slot.ok()) return slot.status();
+//   downloads.push_back(fiber::Spawn([&url, slot = *std::move(slot)] { Download(url); }));
+//
+// Thread safety: one fiber or thread at a time. Lifetime: not longer than the semaphore's.
+class [[nodiscard]] Permit {
+ public:
+  // Acquires `n` permits, as Semaphore::Acquire(). Parks the fiber while there are fewer or others
+  // wait; blocks the thread when called from a plain one. kDeadlineExceeded or kCancelled: none was
+  // taken. REQUIRES: n >= 0
+  static absl::StatusOr<Permit> Acquire(Semaphore& semaphore, int n = 1, Deadline deadline = {}) {
+    if (absl::Status status = semaphore.Acquire(n, deadline); !status.ok()) return status;
+    return Permit(semaphore, n, std::adopt_lock);
+  }
+
+  // Holds none. Never blocks.
+  constexpr Permit() = default;
+  // Takes over `n` permits that have been acquired already. Never blocks.
+  Permit(Semaphore& semaphore, int n, std::adopt_lock_t) : semaphore_(&semaphore), count_(n) {}
+  Permit(Permit&& other) noexcept
+      : semaphore_(other.semaphore_), count_(std::exchange(other.count_, 0)) {}
+  Permit& operator=(Permit&& other) noexcept {
+    if (this != &other) {
+      Release();
+      semaphore_ = other.semaphore_;
+      count_ = std::exchange(other.count_, 0);
+    }
+    return *this;
+  }
+  // As Release().
+  ~Permit() { Release(); }
+
+  // Returns what it holds; a second time, nothing. Never blocks.
+  void Release() {
+    if (const int n = std::exchange(count_, 0); n > 0) semaphore_->Release(n);
+  }
+
+  // How many it holds. Never blocks.
+  int count() const { return count_; }
+
+ private:
+  Semaphore* semaphore_ = nullptr;
+  int count_ = 0;
 };
 
 }  // namespace fiber

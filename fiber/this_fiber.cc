@@ -25,7 +25,8 @@ absl::Status Sleep(Deadline deadline) {
   }
   wait.Open();  // linked nowhere: only the deadline or a cancellation claims it
   const uint32_t outcome = wait.Park(deadline);
-  return outcome == internal::kOutcomeDeadline ? absl::OkStatus() : wait.StatusOf(outcome);
+  return outcome == internal::kOutcomeDeadline && !wait.IsBoundBefore(deadline) ? absl::OkStatus()
+                                                                               : wait.StatusOf(outcome);
 }
 
 void Yield() {
@@ -36,9 +37,11 @@ void Yield() {
   internal::YieldFiber();
 }
 
-absl::Status CheckCancelled() {
-  const Record* current = ThisThread().current;
-  return current == nullptr ? absl::OkStatus() : internal::CancelStatus(*current);
+absl::Status CheckCancelled() { return internal::CheckCaller(Deadline::Never()); }
+
+Deadline CurrentDeadline() {
+  const internal::Ambient* ambient = internal::CallersBlock().ambient;
+  return ambient == nullptr ? Deadline::Never() : Deadline::AtNanos(ambient->deadline_ns);
 }
 
 FiberId CurrentId() {

@@ -16,7 +16,7 @@ namespace fiber {
 using FiberId = uint64_t;
 
 // Waits until `deadline`. Parks the fiber; blocks the thread when called from a plain one. OK when the time has come,
-// at once if it is past; kCancelled if the fiber was cancelled.
+// at once if it is past; kCancelled if the fiber was cancelled; kDeadlineExceeded if the ambient deadline came first.
 //
 //   if (absl::Status status = fiber::Sleep(absl::Milliseconds(20)); !status.ok()) return status;
 absl::Status Sleep(Deadline deadline);
@@ -25,8 +25,13 @@ absl::Status Sleep(Deadline deadline);
 // plain thread: sched_yield. Never blocks.
 void Yield();
 
-// kCancelled if this fiber was cancelled, with the cause's message; else OK. Always OK on a plain thread. Never blocks.
+// What every call that parks looks at first: kCancelled if this fiber was cancelled, with the cause's message;
+// kDeadlineExceeded if the ambient deadline has passed; else OK. For long computations. Never blocks.
 absl::Status CheckCancelled();
+
+// The ambient deadline, which bounds every call that parks and may fail: that of the innermost DeadlineScope, Scope or
+// CancelShield, or of what this fiber was started in. Never blocks.
+Deadline CurrentDeadline();
 
 // The running fiber's id; zero on a plain thread. Never blocks.
 FiberId CurrentId();

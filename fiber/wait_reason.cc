@@ -17,6 +17,14 @@ std::string_view WaitReasonName(WaitReason reason) {
     case WaitReason::kAccept: return "accept";
     case WaitReason::kConnect: return "connect";
     case WaitReason::kDescriptor: return "descriptor";
+    case WaitReason::kSend: return "send";
+    case WaitReason::kReceive: return "receive";
+    case WaitReason::kSelect: return "select";
+    case WaitReason::kScope: return "scope";
+    case WaitReason::kSharedMutex: return "shared mutex";
+    case WaitReason::kCondition: return "condition";
+    case WaitReason::kBarrier: return "barrier";
+    case WaitReason::kOnce: return "once";
   }
   return "unknown";
 }

@@ -21,7 +21,16 @@ enum class WaitReason : uint8_t {
   kAccept,
   kConnect,
   kDescriptor,
+  kSend,
+  kReceive,
+  kSelect,
+  kScope,
+  kSharedMutex,
+  kCondition,
+  kBarrier,
+  kOnce,
 };
+inline constexpr int kWaitReasons = static_cast<int>(WaitReason::kOnce) + 1;
 
 // "sleep", "mutex", … for messages. Never blocks.
 std::string_view WaitReasonName(WaitReason reason);

@@ -42,6 +42,7 @@ namespace netpoll {
 
 namespace internal {
 class Descriptor;
+struct DescriptorOf;
 }
 
 // TcpStream is a connected TCP socket, or any other stream socket that was adopted. Small packets go out at once (TCP_NODELAY). Destroying it closes
@@ -93,6 +94,7 @@ class TcpStream final : public Stream {
 
  private:
   friend class TcpListener;
+  friend struct internal::DescriptorOf;
   explicit TcpStream(internal::Descriptor* descriptor) : descriptor_(descriptor) {}
 
   absl::StatusOr<size_t> DoRead(std::span<char> buffer, fiber::Deadline deadline) override;
@@ -145,6 +147,7 @@ class TcpListener final : public Listener {
   int fd() const;
 
  private:
+  friend struct internal::DescriptorOf;
   explicit TcpListener(internal::Descriptor* descriptor) : descriptor_(descriptor) {}
 
   absl::StatusOr<std::unique_ptr<Stream>> DoAcceptStream(fiber::Deadline deadline) override;

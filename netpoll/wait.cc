@@ -60,10 +60,11 @@ absl::Status ParkUntil(int fd, Direction direction, short events, Deadline deadl
 
 absl::Status WaitFor(int fd, Direction direction, short events, Deadline deadline) {
   fiber::internal::SpendTurn();  // what is always ready never waits
-  if (absl::Status status = fiber::CheckCancelled(); !status.ok()) return status;
-  if (deadline.is_past()) return absl::DeadlineExceededError("deadline exceeded");
+  if (absl::Status status = fiber::internal::CheckCaller(deadline); !status.ok()) return status;
   if (fd < 0) return ErrnoStatus(EBADF, "wait for a descriptor");  // which poll(2) would never find ready
-  if (fiber::internal::ThisThread().current == nullptr) return PollUntil(fd, events, deadline);
+  if (fiber::internal::ThisThread().current == nullptr) {
+    return PollUntil(fd, events, Deadline::Earlier(deadline, fiber::CurrentDeadline()));
+  }
   absl::Status status = PollUntil(fd, events, Deadline::AtNanos(0));
   if (!absl::IsDeadlineExceeded(status)) return status;
   return ParkUntil(fd, direction, events, deadline);

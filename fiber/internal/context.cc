@@ -5,7 +5,9 @@
 
 #include <boost/context/detail/fcontext.hpp>
 
+#include "fiber/internal/ambient.h"
 #include "fiber/internal/join.h"
+#include "fiber/internal/local_slot.h"
 #include "fiber/internal/park.h"
 #include "fiber/internal/sanitizer.h"
 #include "fiber/internal/stack_guard.h"
@@ -88,6 +90,7 @@ void RunFiber(Record& self, WaitBlock& block) {
   self.run(self);
   for (;;) {
     DiscardIfDetached(self);
+    DropValues(block);
     CheckCanary(block);
     Unbind(self, block);
     self.state.store(State::kDone, std::memory_order_relaxed);
@@ -128,7 +131,7 @@ extern "C" [[noreturn, gnu::used, gnu::visibility("hidden")]] WEFT_NO_TSAN void 
     if (next != nullptr && next->block.load(std::memory_order_relaxed) == &block) {
       next->state.store(State::kRunning, std::memory_order_relaxed);
       thread->current = next;
-      thread->operations_left = kOperationsATurn;
+      thread->turn_left = kTurn;
       self = next;
       continue;
     }
@@ -162,6 +165,7 @@ void Adopt(Record& fiber, WaitBlock& block) {
     delete fiber.extras();
     fiber.extras() = nullptr;
   }
+  block.ambient = static_cast<Ambient*>(fiber.context.load(std::memory_order_relaxed));
   Bind(fiber, block);
 }
 
@@ -170,7 +174,7 @@ void Adopt(Record& fiber, WaitBlock& block) {
 WEFT_NO_TSAN ThreadState& Switch(ThreadState& thread, Record* to, After after) {
   thread.from = thread.current;
   thread.after = after;
-  thread.operations_left = kOperationsATurn;
+  thread.turn_left = kTurn;
   ExceptionState exceptions{};
   const bool has_exceptions =
       thread.exceptions->caught != nullptr || thread.exceptions->uncaught != 0;
@@ -238,11 +242,11 @@ void YieldFiber() {
   *back.errno_address = saved_errno;
 }
 
-void SpendTurn() {
+void SpendTurn(int32_t cost) {
   ThreadState& thread = ThisThread();
-  if (thread.current == nullptr || --thread.operations_left > 0) return;
-  thread.operations_left = kOperationsATurn;
-  YieldFiber();
+  if ((thread.turn_left -= cost) > 0) return;
+  thread.turn_left = kTurn;
+  if (thread.current != nullptr) YieldFiber();
 }
 
 }  // namespace fiber::internal

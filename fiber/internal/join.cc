@@ -37,31 +37,43 @@ bool FinishJoin(ThreadState& thread, Record& fiber) {
   return true;
 }
 
+bool TryLinkJoin(Record& fiber, Waiter& waiter) {
+  uintptr_t word = 0;
+  if (fiber.join.compare_exchange_strong(word, reinterpret_cast<uintptr_t>(&waiter),
+                                         std::memory_order_acq_rel,  // order: join
+                                         std::memory_order_acquire)) {
+    return true;
+  }
+  if (word != kJoinDone) Fatal("%s is joined twice at once", Describe(fiber).c_str());
+  return false;
+}
+
+bool UnlinkJoin(Record& fiber, Waiter& waiter) {
+  Backoff backoff;
+  for (;;) {
+    uintptr_t word = reinterpret_cast<uintptr_t>(&waiter);
+    if (fiber.join.compare_exchange_weak(word, 0, std::memory_order_acq_rel,  // order: join
+                                         std::memory_order_acquire)) {
+      return true;
+    }
+    if (word == kJoinDone) return false;
+    backoff.Pause();
+  }
+}
+
 absl::Status WaitDone(Record& fiber, Deadline deadline, Interruptible interruptible) {
   Wait wait(WaitReason::kJoin, &fiber, interruptible);
   if (absl::Status status = wait.Check(deadline); !status.ok()) return status;
   if (IsDone(fiber)) return absl::OkStatus();
-  const uintptr_t mine = reinterpret_cast<uintptr_t>(&wait.Open());
-  uintptr_t word = 0;
-  if (!fiber.join.compare_exchange_strong(word, mine, std::memory_order_acq_rel,  // order: join
-                                          std::memory_order_acquire)) {
-    if (word != kJoinDone) Fatal("%s is joined twice at once", Describe(fiber).c_str());
+  Waiter& waiter = wait.Open();
+  if (!TryLinkJoin(fiber, waiter)) {
     // Not linked: only a deadline (not armed yet) or a cancellation could have claimed.
     if (!wait.CloseUnclaimed()) (void)wait.Park(Deadline::Never());
     return absl::OkStatus();
   }
   const uint32_t outcome = wait.Park(deadline);
-  if (!IsFailure(outcome)) return absl::OkStatus();
-  Backoff backoff;
-  for (;;) {
-    word = mine;
-    if (fiber.join.compare_exchange_weak(word, 0, std::memory_order_acq_rel,  // order: join
-                                         std::memory_order_acquire)) {
-      return wait.StatusOf(outcome);
-    }
-    if (word == kJoinDone) return absl::OkStatus();
-    backoff.Pause();
-  }
+  if (!IsFailure(outcome) || !UnlinkJoin(fiber, waiter)) return absl::OkStatus();
+  return wait.StatusOf(outcome);
 }
 
 bool Detach(Record& fiber) {

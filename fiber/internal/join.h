@@ -43,6 +43,11 @@ inline bool IsDone(const Record& fiber) {
   return fiber.join.load(std::memory_order_acquire) == kJoinDone;  // order: join
 }
 
+// Links a waiter of the handle's. False: the fiber has ended. REQUIRES: nobody else joins it, which ends the process.
+[[nodiscard]] bool TryLinkJoin(Record& fiber, Waiter& waiter);
+// Takes it out again, if the fiber has not claimed it. False: the fiber has ended.
+bool UnlinkJoin(Record& fiber, Waiter& waiter);
+
 // Parks until the fiber has ended: OK; or kDeadlineExceeded, kCancelled.
 absl::Status WaitDone(Record& fiber, Deadline deadline,
                       Interruptible interruptible = Interruptible::kYes);

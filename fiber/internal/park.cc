@@ -106,11 +106,21 @@ int64_t OnTimer(WaitBlock& block, int64_t entry_ns, int64_t now_ns, const void* 
   const uint64_t word = block.word.Load();
   const int64_t deadline = block.timer.deadline_ns.load(std::memory_order_seq_cst);  // order: timer
   const bool is_due = deadline <= now_ns;
+  // An alarm starts a fiber: from before its claim on, a runtime that ends waits for that, or nothing is claimed any more.
+  const bool is_alarm = is_due && block.is_alarm.load(std::memory_order_relaxed);
+  const bool may_claim = is_due && WaitWord::IsOpen(word) &&
+                         (!is_alarm || ThisThread().scheduler->EnterFromTimer());
   // A wait that opened after the word was read arms later still, finds nothing filed, and is filed by its owner.
-  const bool is_claimed = is_due && WaitWord::IsOpen(word) && block.word.TryClaim(word);
+  const bool is_claimed = may_claim && block.word.TryClaim(word);
   const int64_t later = is_due ? kNeverNs : deadline;
   filed_ns.store(later, std::memory_order_seq_cst);  // order: timer
-  if (is_claimed) {
+  if (is_alarm && may_claim) [[unlikely]] {
+    if (is_claimed) {
+      auto& ringer = *static_cast<Ringer*>(const_cast<void*>(block.object));
+      ringer.ring(ringer);
+    }
+    ThisThread().scheduler->LeaveFromTimer();
+  } else if (is_claimed) {
     block.outcome = kOutcomeDeadline;
     Unpark(block);
   }

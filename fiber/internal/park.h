@@ -98,8 +98,8 @@ void Unpark(WaitBlock& block);
 // The block's fiber has ended: no entry counts any more. By its worker.
 void ForgetTimer(WaitBlock& block);
 
-// An entry (block, entry_ns) is due. If it counts: claims the wait and unparks it if its deadline has passed at `now_ns`;
-// if the deadline is still to come, returns it, and the caller files an entry under it. Otherwise kNeverNs.
+// An entry (block, entry_ns) is due. If it counts: claims the wait and unparks it (rings, if it is an alarm) if its deadline
+// has passed at `now_ns`; if the deadline is still to come, returns it, and the caller files an entry under it. Otherwise kNeverNs.
 int64_t OnTimer(WaitBlock& block, int64_t entry_ns, int64_t now_ns, const void* by = nullptr);
 
 }  // namespace fiber::internal

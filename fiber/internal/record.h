@@ -47,7 +47,8 @@ struct SpawnExtras {
 // gives the stack to.
 struct alignas(128) Record {
   // What a switch touches.
-  Atomic<void*> context{nullptr};    // saved stack pointer while off its worker; atomic for PrefetchStack only
+  // The saved stack pointer while off its worker; before the first run, the Ambient it inherits. Atomic for PrefetchStack only.
+  Atomic<void*> context{nullptr};
   Atomic<State> state{State::kFree};
   uint32_t flags = 0;                // kFlag…; const from spawn to release
   Record* next = nullptr;            // link of the queue that holds it

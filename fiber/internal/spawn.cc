@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "fiber/internal/ambient.h"
 #include "fiber/internal/fork.h"
 #include "fiber/internal/join.h"
 #include "fiber/internal/spin_lock.h"
@@ -103,8 +104,14 @@ Record& NewFiber(Scheduler* scheduler, SpawnExtras* extras, size_t stack_bytes,
   }
   std::atomic_ref<Scheduler*>(fiber.scheduler).store(scheduler, std::memory_order_relaxed);
   std::atomic_ref<std::source_location>(fiber.site).store(site, std::memory_order_relaxed);
-  fiber.parent_id =
-      thread.current == nullptr ? 0 : thread.current->id.load(std::memory_order_relaxed);
+  const WaitBlock* parent = thread.plain_block;
+  fiber.parent_id = 0;
+  if (thread.current != nullptr) {
+    fiber.parent_id = thread.current->id.load(std::memory_order_relaxed);
+    parent = thread.current->block.load(std::memory_order_relaxed);
+  }
+  // What it inherits waits where its stack pointer comes once it has one.
+  fiber.context.store(parent == nullptr ? nullptr : Retain(parent->ambient), std::memory_order_relaxed);
   const StackClass cls =
       stack_bytes == 0 ? scheduler->default_stack_class() : StackClassFor(stack_bytes);
   fiber.flags = static_cast<uint32_t>(cls) << Record::kStackClassShift | entered;
@@ -125,6 +132,7 @@ void StartFiber(Record& fiber) {
 }
 
 void DropFiber(Record& fiber) {
+  Release(static_cast<Ambient*>(fiber.context.load(std::memory_order_relaxed)));
   if ((fiber.flags & Record::kFlagHeapTask) != 0) delete fiber.extras();
   if ((fiber.flags & Record::kFlagEntered) != 0) fiber.scheduler->LeaveFromOutside();
   FreeRecord(ThisThread(), fiber);

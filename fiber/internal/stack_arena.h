@@ -65,7 +65,11 @@ struct StackArena {
   Atomic<uint32_t> carved{0};       // slots with a block, from the first on. order: arena (publish)
 
   // Blocks are three cache lines apart.
+#ifdef WEFT_TSAN
+  static constexpr size_t kBlockStride = 256;
+#else
   static constexpr size_t kBlockStride = 192;
+#endif
 
   WaitBlock* block(uint32_t slot) const {
     return reinterpret_cast<WaitBlock*>(blocks + slot * kBlockStride);

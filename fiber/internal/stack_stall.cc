@@ -21,7 +21,6 @@ constexpr int64_t kStallLogIntervalNs = 10'000'000'000;
 constexpr int64_t kStallLookNs = 250'000'000;
 constexpr int64_t kStallLookShare = 32;  // one part in so many of a worker's time, at most
 constexpr size_t kMostVisits = 4096;     // by one call; any number would do
-constexpr int kWaitReasons = static_cast<int>(WaitReason::kDescriptor) + 1;
 
 // The fibers of the process, as long as none is found that runs or will run by itself.
 struct StillFibers {

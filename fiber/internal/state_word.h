@@ -85,11 +85,18 @@ class ABSL_LOCKABLE StateWord {
   // Locks the queue. Returns the word, without kQueueLock.
   uint64_t LockQueue() ABSL_EXCLUSIVE_LOCK_FUNCTION() {
     SchedulePoint();  // what the caller has seen before may change
-    uint64_t seen = AwaitUnlocked();
-    while (!TryLockQueue(seen)) {
-      if ((seen & kQueueLock) != 0) seen = AwaitUnlocked();
-    }
-    return seen;
+    return LockNextQueue();
+  }
+  // The same by one who holds the lock of another queue already: nobody else runs in between in a simulation.
+  uint64_t LockNextQueue() ABSL_EXCLUSIVE_LOCK_FUNCTION() {
+    uint64_t seen = Load();
+    if ((seen & kQueueLock) == 0 && TryLockQueue(seen)) [[likely]] return seen;
+    return LockContendedQueue(seen);
+  }
+  // The word, without kQueueLock, and what it is to be, by who has it locked. For words nobody changes meanwhile by TrySet().
+  uint64_t LockedWord() const { return Peek() & ~kQueueLock; }
+  void SetLockedWord(uint64_t next) {
+    word_.store(next | kQueueLock, std::memory_order_relaxed);
   }
   // Publishes `next` and unlocks the queue: the holder's last touch. REQUIRES: `next` has no
   // kQueueLock.
@@ -114,6 +121,14 @@ class ABSL_LOCKABLE StateWord {
   }
 
  private:
+  // Out of line: what is inlined many times is the way without contention.
+  [[gnu::noinline]] uint64_t LockContendedQueue(uint64_t seen) ABSL_EXCLUSIVE_LOCK_FUNCTION() {
+    do {
+      if ((seen & kQueueLock) != 0) seen = AwaitUnlocked();
+    } while (!TryLockQueue(seen));
+    return seen;
+  }
+
   Atomic<uint64_t> word_;
 };
 

@@ -12,8 +12,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "fiber/internal/ambient.h"
 #include "fiber/internal/context.h"
 #include "fiber/internal/fork.h"
+#include "fiber/internal/local_slot.h"
 #include "fiber/internal/sanitizer.h"
 #include "fiber/internal/spin_lock.h"
 #include "fiber/scheduler.h"
@@ -23,7 +25,7 @@ namespace {
 
 constinit thread_local ThreadState* this_thread = nullptr;
 
-// Blocks for plain threads: no stack, never discarded.
+// Blocks for plain threads and alarms: no stack, never discarded.
 class PlainBlocks {
  public:
   static PlainBlocks& Get() {
@@ -62,15 +64,19 @@ struct Reaper {
     // A fiber has called exit(): it still stands on its worker, which others look for stacks, and what else is destroyed
     // may have it park.
     if (thread->scheduler != nullptr) return;
+    if (thread->plain_block != nullptr) {
+      DropValues(*thread->plain_block);
+      PlainBlocks::Get().Give(thread->plain_block);
+    }
     ReturnFreeRecords(*thread);
-    if (thread->plain_block != nullptr) PlainBlocks::Get().Give(thread->plain_block);
     this_thread = nullptr;
     delete thread;
   }
 };
 thread_local Reaper reaper;
 
-ThreadState* NewThreadState() {
+// Out of line, so that ThisThread() saves no registers.
+[[gnu::noinline]] ThreadState* NewThreadState() {
   auto* thread = new ThreadState;
   thread->errno_address = &errno;
   thread->exceptions = reinterpret_cast<ExceptionState*>(abi::__cxa_get_globals());
@@ -97,7 +103,7 @@ ThreadState* NewThreadState() {
 __attribute__((noinline)) ThreadState& ThisThread() {
   asm volatile("" ::: "memory");
   ThreadState* thread = this_thread;
-  if (thread == nullptr) [[unlikely]] thread = NewThreadState();
+  if (thread == nullptr) [[unlikely]] return *NewThreadState();
   return *thread;
 }
 
@@ -123,6 +129,29 @@ void LeaveInFork(ThreadState& thread) {
 WaitBlock& PlainBlock(ThreadState& thread) {
   if (thread.plain_block == nullptr) thread.plain_block = PlainBlocks::Get().Take();
   return *thread.plain_block;
+}
+
+WaitBlock& TakePlainBlock() { return *PlainBlocks::Get().Take(); }
+
+void GivePlainBlock(WaitBlock& block) { PlainBlocks::Get().Give(&block); }
+
+uint32_t RandomBelow(ThreadState& thread, uint32_t n) {
+  if (thread.random == 0) {
+    thread.random = reinterpret_cast<uintptr_t>(&thread) ^ static_cast<uint64_t>(MonotonicNs());
+  }
+  // splitmix64 (Steele, Lea and Flood, 2014): its state is a counter, so that any seed will do.
+  thread.random += 0x9e3779b97f4a7c15;
+  uint64_t mixed = thread.random;
+  mixed = (mixed ^ (mixed >> 30)) * 0xbf58476d1ce4e5b9;
+  mixed = (mixed ^ (mixed >> 27)) * 0x94d049bb133111eb;
+  mixed ^= mixed >> 31;
+  return static_cast<uint32_t>(((mixed >> 32) * n) >> 32);
+}
+
+uint32_t ChooseBelow(uint32_t n) {
+  ThreadState& thread = ThisThread();
+  return thread.scheduler == nullptr ? RandomBelow(thread, n)
+                                     : thread.scheduler->ChooseBelow(thread, n);
 }
 
 int64_t MonotonicNs() {

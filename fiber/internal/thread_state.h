@@ -35,11 +35,13 @@ struct ThreadState {
   WaitBlock* ended = nullptr;        // kDone: the stack that was left for good
   After after = After::kNothing;
   void* own_context = nullptr;       // the thread's own stack while a fiber runs
-  uint32_t operations_left = 0;      // of the turn of the fiber that runs; see SpendTurn
+  int32_t turn_left = 0;             // of the fiber that runs; see SpendTurn
 
   // Recorded at start: compilers fold calls of __errno_location and __cxa_get_globals across a park.
   int* errno_address = nullptr;
   ExceptionState* exceptions = nullptr;
+
+  uint64_t random = 0;               // RandomBelow's; zero: not seeded
 
   WaitBlock* plain_block = nullptr;  // what this thread waits through when it is on its own stack
   StackCache stacks[kStackClasses];
@@ -68,6 +70,15 @@ void LeaveInFork(ThreadState& thread);
 
 // The block through which the calling thread waits when it is on its own stack.
 WaitBlock& PlainBlock(ThreadState& thread);
+
+// A block without a stack, and back again: nothing counts any more that is filed for it.
+WaitBlock& TakePlainBlock();
+void GivePlainBlock(WaitBlock& block);
+
+// One of 0 … n - 1, all alike, by the thread's own generator.
+uint32_t RandomBelow(ThreadState& thread, uint32_t n);
+// The same by the caller's scheduler, which in a simulation takes it from the seed.
+uint32_t ChooseBelow(uint32_t n);
 
 // The machine's monotonic clock.
 int64_t MonotonicNs();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fiber/internal/wait.h"
 
+#include "fiber/internal/cancel_node.h"
 #include "fiber/internal/context.h"
 #include "fiber/internal/futex.h"
 #include "fiber/internal/park.h"
@@ -9,30 +10,33 @@
 
 namespace fiber::internal {
 
-Wait::Wait(WaitReason reason, const void* object, Interruptible interruptible)
-    : interruptible_(interruptible) {
-  ThreadState& thread = ThisThread();
-  fiber_ = thread.current;
-  if (fiber_ != nullptr) {
-    SchedulePoint();
-    block_ = fiber_->block.load(std::memory_order_relaxed);
-  } else {
-    if (thread.scheduler != nullptr) Fatal("a worker waits outside of any fiber");
-    block_ = &PlainBlock(thread);
-  }
-  block_->reason = reason;
-  block_->object = object;
+namespace {
+
+Deadline AmbientDeadline(const WaitBlock& mine) {
+  return mine.ambient == nullptr ? Deadline::Never() : Deadline::AtNanos(mine.ambient->deadline_ns);
 }
 
-absl::Status Wait::Check(Deadline deadline) const {
-  if (fiber_ != nullptr && interruptible_ == Interruptible::kYes) {
-    if (absl::Status status = CancelStatus(*fiber_); !status.ok()) return status;
+}  // namespace
+
+WaitBlock& Wait::BlockOf(ThreadState& thread) {
+  if (thread.scheduler != nullptr) Fatal("a worker waits outside of any fiber");
+  return PlainBlock(thread);
+}
+
+void Wait::EndTurn() { internal::SpendTurn(0); }
+
+absl::Status Wait::CheckBounds(const WaitBlock& block, Interruptible interruptible,
+                               Deadline deadline) {
+  if (interruptible == Interruptible::kYes) {
+    if (absl::Status status = CancelStatus(block); !status.ok()) return status;
+    deadline = Deadline::Earlier(deadline, AmbientDeadline(block));
   }
-  if (deadline.is_past()) return StatusOf(kOutcomeDeadline);
-  return absl::OkStatus();
+  return deadline.is_past() ? absl::DeadlineExceededError("deadline exceeded") : absl::OkStatus();
 }
 
 Waiter& Wait::Open() {
+  block_->reason = reason_;
+  block_->object = object_;
   if (fiber_ != nullptr) {
     BeginPark(*fiber_);
   } else {
@@ -48,6 +52,13 @@ Waiter& Wait::Open() {
   return waiter;
 }
 
+void Wait::AddClause(Waiter& waiter, uint32_t clause) const {
+  waiter.block = block_;
+  waiter.open_word = open_word_;
+  waiter.clause = clause;
+  waiter.is_linked = false;
+}
+
 bool Wait::CloseUnclaimed() {
   if (!block_->word.TryClaim(open_word_)) return false;
   if (fiber_ != nullptr) AbandonPark(*fiber_);
@@ -55,12 +66,13 @@ bool Wait::CloseUnclaimed() {
 }
 
 uint32_t Wait::Park(Deadline deadline) {
+  if (interruptible_ == Interruptible::kYes) {
+    if (IsBounded() && IsCancelled(*block_) && CloseUnclaimed()) return kOutcomeCancelled;
+    deadline = Deadline::Earlier(deadline, AmbientDeadline(*block_));
+  }
   if (fiber_ == nullptr) {
     BlockThread(deadline.nanos());
     return block_->outcome;
-  }
-  if (interruptible_ == Interruptible::kYes && IsCancelled(*fiber_) && CloseUnclaimed()) {
-    return kOutcomeCancelled;
   }
   const bool has_deadline = !deadline.is_never();
   if (has_deadline) {
@@ -103,7 +115,7 @@ absl::Status Wait::StatusOf(uint32_t outcome) const {
     case kOutcomeDeadline:
       return absl::DeadlineExceededError("deadline exceeded");
     case kOutcomeCancelled: {
-      absl::Status status = CancelStatus(*fiber_);
+      absl::Status status = CancelStatus(*block_);
       return status.ok() ? absl::CancelledError() : status;
     }
     case kOutcomeNoTimer:
@@ -114,20 +126,57 @@ absl::Status Wait::StatusOf(uint32_t outcome) const {
   }
 }
 
-bool IsCancelled(const Record& fiber) {
-  return fiber.cancel.load(std::memory_order_seq_cst) != nullptr ||  // order: cancel
-         fiber.scheduler->is_cancelled();
+bool IsCancelled(const WaitBlock& mine) {
+  if (mine.node != nullptr) {
+    const CancelNode* const node = CancelNode::Around(mine);
+    if (node != nullptr && node->is_cancelled()) return true;
+  }
+  const Record* const fiber = mine.fiber.load(std::memory_order_relaxed);
+  return fiber != nullptr && mine.shields.load(std::memory_order_relaxed) == 0 &&
+         (fiber->cancel.load(std::memory_order_seq_cst) != nullptr ||  // order: cancel
+          fiber->scheduler->is_cancelled());
 }
 
-absl::Status CancelStatus(const Record& fiber) {
-  if (const absl::Status* cause = fiber.cancel.load(std::memory_order_seq_cst);  // order: cancel
-      cause != nullptr) {
-    return absl::IsCancelled(*cause) ? *cause : absl::CancelledError(cause->message());
+absl::Status SeenOf(const absl::Status& cause) {
+  if (absl::IsCancelled(cause) || absl::IsDeadlineExceeded(cause)) return cause;
+  return absl::CancelledError(cause.message());
+}
+
+absl::Status CancelStatus(const WaitBlock& mine) {
+  const Record* const fiber = mine.fiber.load(std::memory_order_relaxed);
+  if (fiber != nullptr && mine.shields.load(std::memory_order_relaxed) == 0) {
+    if (const absl::Status* cause = fiber->cancel.load(std::memory_order_seq_cst);  // order: cancel
+        cause != nullptr) {
+      return SeenOf(*cause);
+    }
+    if (fiber->scheduler->is_cancelled()) {
+      return absl::CancelledError("the runtime is shutting down");
+    }
   }
-  if (fiber.scheduler->is_cancelled()) {
-    return absl::CancelledError("the runtime is shutting down");
+  if (mine.node == nullptr) return absl::OkStatus();
+  const CancelNode* const node = CancelNode::Around(mine);
+  return node == nullptr ? absl::OkStatus() : node->status();
+}
+
+absl::Status CheckCaller(Deadline deadline) {
+  const ThreadState& thread = ThisThread();
+  const WaitBlock* const mine = thread.current == nullptr
+                                    ? thread.plain_block
+                                    : thread.current->block.load(std::memory_order_relaxed);
+  if (mine != nullptr) {
+    if (absl::Status status = CancelStatus(*mine); !status.ok()) return status;
+    deadline = Deadline::Earlier(deadline, AmbientDeadline(*mine));
   }
-  return absl::OkStatus();
+  return deadline.is_past() ? absl::DeadlineExceededError("deadline exceeded") : absl::OkStatus();
+}
+
+bool TryClaimForCancel(WaitBlock& block, uint32_t shields) {
+  const uint64_t word = block.word.Load();
+  if (!WaitWord::IsOpen(word) || !WaitWord::IsInterruptible(word)) return false;
+  // If the claim succeeds, this wait was open from the load of the word on, and shields change outside of waits only.
+  if (block.shields.load(std::memory_order_seq_cst) > shields || !block.word.TryClaim(word)) return false;  // order: cancel
+  block.outcome = kOutcomeCancelled;
+  return true;
 }
 
 void ClaimForCancel(Record& fiber, uint64_t id) {
@@ -137,9 +186,10 @@ void ClaimForCancel(Record& fiber, uint64_t id) {
   if (block == nullptr) return;  // not started, or ended: it looks by itself, or never again
   const uint64_t word = block->word.Load();
   if (!WaitWord::IsOpen(word) || !WaitWord::IsInterruptible(word)) return;
-  // If the claim succeeds, the block's owner was the same from the load of the word on.
-  if (block->fiber.load(std::memory_order_acquire) != &fiber ||  // order: owner
-      fiber.id.load(std::memory_order_acquire) != id) {          // order: owner
+  // If the claim succeeds, the block's owner was the same from the load of the word on, and so were its shields.
+  if (block->fiber.load(std::memory_order_acquire) != &fiber ||     // order: owner
+      fiber.id.load(std::memory_order_acquire) != id ||             // order: owner
+      block->shields.load(std::memory_order_seq_cst) != 0) {        // order: cancel
     return;
   }
   if (!block->word.TryClaim(word)) return;
@@ -155,7 +205,12 @@ void Cancel(Record& fiber, const absl::Status& cause) {
     delete mine;
     return;
   }
-  ClaimForCancel(fiber, fiber.id.load(std::memory_order_relaxed));
+  const uint64_t id = fiber.id.load(std::memory_order_relaxed);
+  ClaimForCancel(fiber, id);
+  if (CancelNode* scope = TakeOutermostScope(fiber, id); scope != nullptr) {
+    scope->Cancel(cause);
+    scope->Unref();
+  }
 }
 
 void GiveWayInSimulation() {

@@ -2,15 +2,21 @@
 #ifndef WEFT_FIBER_INTERNAL_WAIT_BLOCK_H_
 #define WEFT_FIBER_INTERNAL_WAIT_BLOCK_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <string>
 
 #include "fiber/internal/atomic.h"
+#include "fiber/internal/sanitizer.h"
+#include "fiber/internal/spin_lock.h"
 #include "fiber/wait_reason.h"
 
 namespace fiber::internal {
 
+struct Ambient;
+class CancelNode;
+struct LocalSlot;
 struct Record;
 struct WaitBlock;
 
@@ -112,6 +118,12 @@ enum class StackClass : uint8_t { k64KiB, k256KiB, k1MiB, k8MiB };
 inline constexpr int kStackClasses = 4;
 inline constexpr size_t kStackClassBytes[kStackClasses] = {64u << 10, 256u << 10, 1u << 20, 8u << 20};
 
+// Ringer is what a deadline sets off where no wait ends by it (alarm.h).
+struct Ringer {
+  // Once, by who has claimed the wait: a worker, anywhere.
+  void (*ring)(Ringer& self) = nullptr;
+};
+
 // WaitBlock holds what others touch while a fiber waits, and describes the stack it is paired with for life.
 //
 // Blocks live in slabs that are never discarded or reused for anything else, so a timer or canceller that is late
@@ -127,16 +139,29 @@ struct WaitBlock {
   StackClass stack_class = StackClass::k64KiB;
   bool is_stack_guarded = false;
   bool is_stack_resident = false;  // the stack's pages have been touched since they were last given back
+  // While > 0, only who came behind the latest of its shields may cancel it. Written outside of waits.
+  Atomic<uint32_t> shields{0};
   Atomic<uint64_t> trimmed_word{0};  // the trimmer's own note
   const void* object = nullptr;    // waited for; for dumps only
   Waiter waiter;                   // the first clause
   char* stack_low = nullptr;       // usable bytes: [stack_low, stack_high); null: a plain thread's
   char* stack_high = nullptr;
   WaitBlock* next_free = nullptr;  // link in the cache or depot that holds it
-  void* sanitizer_fiber = nullptr;  // ThreadSanitizer's context, kept with the stack
   std::string* name = nullptr;      // owned; null: unnamed. Written by SetName only
+  Ambient* ambient = nullptr;       // counted; the owner's
+  CancelNode* node = nullptr;       // the innermost the owner is under; written by the owner, with the lock
+  SpinLock node_lock;               // for `node`, against who cancels the fiber and looks for its scopes
+  // Nobody waits: `object` is a Ringer, for whoever claims by the deadline. Changes while nothing is filed; no Atomic, since a
+  // claim tells whether what was read before it held.
+  std::atomic<bool> is_alarm{false};
+  LocalSlot* locals = nullptr;      // the fiber's FiberLocals; the owner's
+#ifdef WEFT_TSAN
+  void* sanitizer_fiber = nullptr;  // ThreadSanitizer's context, kept with the stack
+#endif
 };
+#ifndef WEFT_TSAN
 static_assert(sizeof(WaitBlock) <= 192);
+#endif
 
 inline bool Waiter::TryClaim() { return block->word.TryClaim(open_word); }
 

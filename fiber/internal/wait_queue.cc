@@ -68,7 +68,7 @@ bool ClaimedWaiters::Claim(WaitQueue& queue, Waiter& waiter, uint32_t outcome) {
   return true;
 }
 
-void ClaimedWaiters::Unpark() {
+void ClaimedWaiters::UnparkAll() {
   for (Waiter* waiter = first_; waiter != nullptr;) {
     Waiter* next = waiter->next;  // once unparked it may be in its next wait already
     internal::Unpark(*waiter->block);

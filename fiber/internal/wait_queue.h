@@ -76,9 +76,13 @@ class ClaimedWaiters {
   bool Claim(WaitQueue& queue, Waiter& waiter) { return Claim(queue, waiter, waiter.clause); }
 
   // Makes all of them runnable, in order. Without any lock.
-  void Unpark();
+  void Unpark() {
+    if (first_ != nullptr) UnparkAll();
+  }
 
  private:
+  void UnparkAll();
+
   Waiter* first_ = nullptr;
   Waiter* last_ = nullptr;
 };

@@ -10,7 +10,7 @@
 //   });
 //   if (!result.ok) std::cerr << result.message << "\n";
 //
-// fiber/sim/gtest.h wraps this for GoogleTest.
+// fiber/sim/gtest.h wraps this for GoogleTest; explore.h runs all schedules, where a body has few.
 #ifndef WEFT_FIBER_SIM_SIM_H_
 #define WEFT_FIBER_SIM_SIM_H_
 
@@ -86,8 +86,16 @@ Result Simulate(const SimOptions& options, absl::FunctionRef<void()> body,
                 std::source_location site = std::source_location::current());
 
 // The seed of the schedule that the caller is in, for choices of a test that are to replay with it;
-// 0 outside of any. Never blocks.
+// 0 outside of any, and where schedules are enumerated (explore.h). Never blocks.
 uint64_t CurrentSeed();
+
+// A choice of the test's own, one of 0 … count - 1: by the seed of the schedule that the caller is
+// in, or each in turn where schedules are enumerated. Never blocks.
+//
+//   if (fiber::sim::ChooseBelow(2) == 1) connection.Reset();
+//
+// REQUIRES: count > 0, and the caller is a fiber of a simulation
+uint32_t ChooseBelow(uint32_t count);
 
 }  // namespace fiber::sim
 

@@ -111,7 +111,7 @@ void Descriptor::Close() {
   seen = state_.LockQueue();
   for (Flow& flow : flows_) {
     while (Waiter* waiter = flow.queue.first()) {
-      if (queued.Claim(flow.queue, *waiter, kOutcomeClosed)) gone += kRef;
+      if (queued.Claim(flow.queue, *waiter, waiter->clause | kOutcomeClosed)) gone += kRef;
     }
   }
   state_.UnlockQueue((seen & ~kHasWaiters) - gone);
@@ -249,13 +249,16 @@ absl::Status Descriptor::LockSlow(Direction direction, WaitReason reason, Deadli
   const uint32_t outcome = wait.Park(deadline);
   if (outcome == kOutcomeReady) return absl::OkStatus();
   if (outcome == kOutcomeClosed) return ClosedStatus();
-  // Gave up.
+  LeaveQueue(flow, waiter);
+  return wait.StatusOf(outcome);
+}
+
+void Descriptor::LeaveQueue(Flow& flow, Waiter& waiter) {
   uint64_t next = state_.LockQueue() - kRef;
   if (waiter.is_linked) flow.queue.Remove(waiter);
   if (AreQueuesEmpty()) next &= ~kHasWaiters;
   state_.UnlockQueue(next);
   if (IsUnused(next)) CloseNow();
-  return wait.StatusOf(outcome);
 }
 
 void Descriptor::Unlock(Direction direction) {
@@ -277,7 +280,8 @@ void Descriptor::UnlockSlow(Direction direction) {
   uint64_t next = state_.LockQueue() - kRef;
   bool is_handed_over = false;
   while (!is_handed_over && !flow.queue.is_empty()) {
-    is_handed_over = claimed.Claim(flow.queue, *flow.queue.first(), kOutcomeReady);
+    Waiter& first = *flow.queue.first();
+    is_handed_over = claimed.Claim(flow.queue, first, first.clause | kOutcomeReady);
   }
   if (!is_handed_over) next &= ~LockBit(direction);
   if (AreQueuesEmpty()) next &= ~kHasWaiters;
@@ -304,14 +308,8 @@ FlowLock::FlowLock(Descriptor& descriptor, Direction direction, WaitReason reaso
 }
 
 absl::Status FlowLock::CheckCaller() const {
-  if (const fiber::internal::Record* self = ThisThread().current; self != nullptr) {
-    absl::Status status = fiber::internal::CancelStatus(*self);
-    if (!status.ok()) [[unlikely]] return status;
-  }
-  const Deadline limit = Deadline::Earlier(
-      deadline_, Deadline::AtNanos(flow().deadline_ns.load(std::memory_order_relaxed)));
-  if (limit.is_past()) [[unlikely]] return absl::DeadlineExceededError("deadline exceeded");
-  return absl::OkStatus();
+  return fiber::internal::CheckCaller(Deadline::Earlier(
+      deadline_, Deadline::AtNanos(flow().deadline_ns.load(std::memory_order_relaxed))));
 }
 
 absl::Status FlowLock::Check() const {

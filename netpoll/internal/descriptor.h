@@ -12,21 +12,19 @@
 #include "fiber/internal/wait_queue.h"
 #include "fiber/wait_reason.h"
 #include "netpoll/internal/backend.h"
+#include "netpoll/internal/direction.h"
 #include "netpoll/internal/poll_slot.h"
 
 namespace netpoll::internal {
 
 class Poller;
 
-// The two flows of a descriptor. What accepts reads, what connects writes.
-enum class Direction : uint8_t { kRead, kWrite };
-
 // Flow is one direction of a descriptor: who has it, who waits for it, until when.
 struct Flow {
-  PollSlot slot;
+  [[no_unique_address]] PollSlot slot;
+  bool is_drained = false;           // the last system call took all there was; by whoever has the flow locked
   Atomic<int64_t> deadline_ns{fiber::internal::kNeverNs};  // SetReadDeadline, SetWriteDeadline; order: poll-slot
   fiber::internal::WaitQueue queue;  // for the lock; guarded by the descriptor's state word
-  bool is_drained = false;           // the last system call took all there was; by whoever has the flow locked
 };
 
 // Descriptor is an open file descriptor that a poller watches, from Create() until it is closed, once for its life.
@@ -118,6 +116,7 @@ class alignas(128) Descriptor {
   Descriptor* next_free = nullptr;  // the slab's
 
  private:
+  friend class FlowClause;
   friend class FlowLock;
   enum Ended : uint32_t { kAlive, kClosedByOwner, kOrphaned };
 
@@ -138,6 +137,8 @@ class alignas(128) Descriptor {
 
   [[nodiscard]] bool TryLock(Direction direction);
   absl::Status LockSlow(Direction direction, fiber::WaitReason reason, fiber::Deadline deadline);
+  // Of who was queued for a flow and has given up: takes him out, with his reference.
+  void LeaveQueue(Flow& flow, fiber::internal::Waiter& waiter);
   void Unlock(Direction direction);
   void UnlockSlow(Direction direction);
   bool AreQueuesEmpty() const { return flows_[0].queue.is_empty() && flows_[1].queue.is_empty(); }

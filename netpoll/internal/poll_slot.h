@@ -67,10 +67,10 @@ namespace netpoll::internal {
 using fiber::internal::Atomic;
 using fiber::internal::WaitBlock;
 
-// Outcomes of a wait that was linked in a slot or in a flow's queue.
-inline constexpr uint32_t kOutcomeReady = 0;      // there is news (queue: the flow is now locked for the waiter)
-inline constexpr uint32_t kOutcomeLookAgain = 1;  // the deadline was moved, or the runtime has ended
-inline constexpr uint32_t kOutcomeClosed = 2;     // closed; whoever closed has also given up the waiter's lock and reference
+// Outcomes of a wait that was linked in a slot or in a flow's queue; in a select, beside the number of the clause.
+inline constexpr uint32_t kOutcomeReady = 0;            // there is news (queue: the flow is now locked for the waiter)
+inline constexpr uint32_t kOutcomeLookAgain = 1u << 30;  // the deadline was moved, or the runtime has ended
+inline constexpr uint32_t kOutcomeClosed = 1u << 31;     // closed; whoever closed has given up the waiter's lock and reference
 
 class PollSlot {
  public:
@@ -87,8 +87,10 @@ class PollSlot {
     word_.exchange(0, std::memory_order_seq_cst);  // order: poll-slot
   }
 
-  // Links the open wait of `block`. False: there is news, it was not linked. REQUIRES: nobody is linked.
-  [[nodiscard]] bool TryLink(WaitBlock& block) {
+  // Links the open wait of `block`, of which it is clause number `clause`. False: there is news, it was not linked.
+  // REQUIRES: nobody is linked.
+  [[nodiscard]] bool TryLink(WaitBlock& block, uint32_t clause = 0) {
+    clause_ = clause;
     uintptr_t expected = 0;
     return word_.compare_exchange_strong(expected, reinterpret_cast<uintptr_t>(&block),
                                          std::memory_order_seq_cst,  // order: poll-slot
@@ -96,6 +98,7 @@ class PollSlot {
   }
   // Links a wait that news does not end, and that leaves `ready` behind. REQUIRES: nobody is linked.
   void LinkDeaf(WaitBlock& block) {
+    clause_ = 0;
     word_.exchange(reinterpret_cast<uintptr_t>(&block) | kReady,
                    std::memory_order_seq_cst);  // order: poll-slot
   }
@@ -128,7 +131,7 @@ class PollSlot {
     WaitBlock* block = BlockOf(word_.load(std::memory_order_seq_cst));  // order: poll-slot
     if (block == nullptr || !TryClaim(*block)) return nullptr;
     Unlink();
-    block->outcome = outcome;
+    block->outcome = outcome | clause_;
     return block;
   }
 
@@ -151,11 +154,12 @@ class PollSlot {
     if (!TryClaim(block)) return;
     // Nobody else stores now: the ready bit keeps pollers away, and the waiter sleeps.
     word_.store(kReady, std::memory_order_release);  // order: poll-slot
-    block.outcome = kOutcomeReady;
+    block.outcome = kOutcomeReady | clause_;
     fiber::internal::Unpark(block);
   }
 
   Atomic<uintptr_t> word_{0};  // order: poll-slot
+  uint32_t clause_ = 0;        // of the wait that is linked; the waiter's, for who has claimed it
 };
 
 }  // namespace netpoll::internal

@@ -245,6 +245,15 @@ bool Core::ArmTimer(ThreadState& thread, WaitBlock& block, int64_t deadline_ns) 
   return true;
 }
 
+void Core::AnnounceTimer(ThreadState& thread) { static_cast<Worker*>(thread.worker)->PayKeeper(); }
+
+bool Core::EnterFromTimer() {
+  foreign_spawned_.fetch_add(1, std::memory_order_seq_cst);  // order: close
+  if (!is_cancelled()) [[likely]] return true;
+  LeaveFromTimer();
+  return false;
+}
+
 int64_t Core::NowNs() { return fiber::internal::MonotonicNs(); }
 
 void Core::OnFiberEnded(ThreadState& thread) {

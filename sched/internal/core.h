@@ -59,6 +59,9 @@ class Core final : public fiber::Scheduler {
   bool TakeNextForYield(fiber::internal::ThreadState& thread, Record** next) override;
   bool ArmTimer(fiber::internal::ThreadState& thread, fiber::internal::WaitBlock& block,
                 int64_t deadline_ns) override;
+  void AnnounceTimer(fiber::internal::ThreadState& thread) override;
+  bool EnterFromTimer() override;
+  void LeaveFromTimer() override { foreign_spawned_.fetch_sub(1, std::memory_order_seq_cst); }  // order: close
   int64_t NowNs() override;
   void OnFiberEnded(fiber::internal::ThreadState& thread) override;
   fiber::internal::StackClass default_stack_class() const override { return stack_class_; }
@@ -142,7 +145,8 @@ class Core final : public fiber::Scheduler {
   Atomic<bool> is_draining_{false};
   Atomic<uint32_t> drained_{0};       // futex: counts wake-ups of WaitUntilDrained
   // order: close — store-load, seq_cst: a spawner from outside counts its fiber, then looks whether the runtime is closed;
-  // who stops it closes it, then looks at the counts once more. One of them sees the other.
+  // who stops it closes it, then looks at the counts once more. One of them sees the other. A timer counts the fiber that it
+  // is to start, as long as nobody else does, then looks whether the runtime is cancelled, which it is before it is drained.
   Atomic<uint64_t> foreign_spawned_{0};
   Atomic<bool> is_closed_{false};
   Atomic<uint64_t> wakes_{0};

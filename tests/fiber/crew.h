@@ -7,6 +7,7 @@
 
 #include "absl/functional/function_ref.h"
 #include "fiber/go.h"
+#include "fiber/wait_group.h"
 #include "sched/run.h"
 
 namespace fiber {
@@ -40,6 +41,25 @@ inline void RunCrew(const Crew& crew, absl::FunctionRef<void(int)> body) {
   }
   if (crew.workers > 0) sched::Run({.workers = crew.workers}, run_fibers);
   for (std::thread& each : threads) each.join();
+}
+
+// The same from within a fiber, with fibers of its own runtime. Parks the fiber until all have
+// returned.
+inline void RunTogether(int fibers, int threads, absl::FunctionRef<void(int)> body) {
+  WaitGroup left;  // a worker cannot wait for a thread that waits for it
+  left.Add(threads);
+  std::vector<std::thread> started;
+  for (int i = 0; i < threads; ++i) {
+    started.emplace_back([&body, &left, i = fibers + i] {
+      body(i);
+      left.Done();
+    });
+  }
+  std::vector<JoinHandle<void>> spawned;
+  for (int i = 0; i < fibers; ++i) spawned.push_back(Spawn([&body, i] { body(i); }));
+  for (JoinHandle<void>& each : spawned) each.Join();
+  left.Wait().IgnoreError();  // nothing ends it early
+  for (std::thread& each : started) each.join();
 }
 
 }  // namespace fiber

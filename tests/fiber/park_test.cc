@@ -496,11 +496,11 @@ TEST(ClaimForCancelTest, DoesNothingToTheNextFiberOfTheBlock) {
 
 TEST(CancelStatusTest, TheCauseComesBeforeTheSchedulersEnd) {
   TestFiber fiber;
-  EXPECT_TRUE(CancelStatus(fiber.record).ok());
+  EXPECT_TRUE(CancelStatus(fiber.block).ok());
   fiber.scheduler.SetCancelled();
-  EXPECT_EQ(CancelStatus(fiber.record), absl::CancelledError("the runtime is shutting down"));
+  EXPECT_EQ(CancelStatus(fiber.block), absl::CancelledError("the runtime is shutting down"));
   Cancel(fiber.record, absl::CancelledError("mine"));
-  EXPECT_EQ(CancelStatus(fiber.record), absl::CancelledError("mine"));
+  EXPECT_EQ(CancelStatus(fiber.block), absl::CancelledError("mine"));
   delete fiber.record.cancel.load(std::memory_order_relaxed);
 }
 
@@ -521,7 +521,7 @@ TEST(CancelRaceTest, ACancellationIsSeenByTheFiberOrClaimsItsWait) {
     rounds.Meet();
     BeginPark(fiber.record);
     const uint64_t word = fiber.block.word.Open(true);
-    const bool is_seen = !CancelStatus(fiber.record).ok();
+    const bool is_seen = !CancelStatus(fiber.block).ok();
     const bool is_mine = is_seen && fiber.block.word.TryClaim(word);
     if (is_mine) {
       AbandonPark(fiber.record);

@@ -5,10 +5,13 @@
 #include <atomic>
 #include <climits>
 #include <memory>
+#include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "fiber/deadline.h"
 #include "fiber/go.h"
@@ -246,6 +249,39 @@ TEST(SemaphoreTest, PermitsAreConservedUnderLoad) {
     });
     EXPECT_EQ(Drain(slots), kPermits);
   }
+}
+
+FIBER_SIM_TEST(PermitTest, ReturnsWhatItHoldsWhenItEnds) {
+  Semaphore slots(3);
+  {
+    absl::StatusOr<Permit> two = Permit::Acquire(slots, 2);
+    ASSERT_TRUE(two.ok());
+    EXPECT_EQ(two->count(), 2);
+    EXPECT_TRUE(slots.TryAcquire());
+    const Permit third(slots, 1, std::adopt_lock);
+    EXPECT_FALSE(slots.TryAcquire());
+    EXPECT_TRUE(
+        absl::IsDeadlineExceeded(Permit::Acquire(slots, 1, absl::Milliseconds(1)).status()));
+  }
+  EXPECT_EQ(Drain(slots), 3);
+}
+
+FIBER_SIM_TEST(PermitTest, GoesWithTheWork) {
+  Semaphore slots(1);
+  Permit slot = *Permit::Acquire(slots);
+  auto work = Spawn([&slots, slot = std::move(slot)]() mutable {
+    EXPECT_FALSE(slots.TryAcquire());
+    slot.Release();
+    slot.Release();  // holds nothing by now
+    EXPECT_EQ(slot.count(), 0);
+  });
+  EXPECT_EQ(slot.count(), 0);  // NOLINT: holds nothing once it has been moved from
+  EXPECT_TRUE(slots.Acquire().ok());
+  work.Join();
+  slot = Permit(slots, 1, std::adopt_lock);
+  EXPECT_EQ(slot.count(), 1);
+  slot = Permit();
+  EXPECT_EQ(Drain(slots), 1);
 }
 
 TEST(SemaphoreDeathTest, CountsOutOfRangeEndTheProcess) {

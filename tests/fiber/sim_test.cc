@@ -3,11 +3,9 @@
 #include "fiber/sim/sim.h"
 
 #include <stdlib.h>
-#include <sys/wait.h>
 
 #include <chrono>
 #include <cstdint>
-#include <cstdio>
 #include <memory>
 #include <set>
 #include <stdexcept>
@@ -19,6 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "fiber/cancel.h"
 #include "fiber/deadline.h"
 #include "fiber/go.h"
 #include "fiber/internal/join.h"
@@ -32,6 +31,7 @@
 #include "fiber/this_fiber.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/fiber/commands.h"
 #include "tests/leaks/leaks.h"
 
 namespace fiber::sim {
@@ -40,6 +40,10 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::MatchesRegex;
 using ::testing::Not;
+using tests::LineAfter;
+using tests::Output;
+using tests::RunCommand;
+using tests::ThisProgram;
 
 // Parks until somebody cancels the fiber.
 absl::Status ParkForEver() {
@@ -300,31 +304,9 @@ FIBER_SIM_TEST(SimReplayTest, DISABLED_LosesAnUpdate) {
   EXPECT_EQ(counter, 2);
 }
 
-struct Output {
-  int exit_status;
-  std::string text;
-};
-Output RunCommand(const std::string& command) {
-  FILE* pipe = popen((command + " 2>&1").c_str(), "r");
-  if (pipe == nullptr) return {-1, "popen failed"};
-  std::string text;
-  char buffer[4096];
-  for (size_t size; (size = fread(buffer, 1, sizeof buffer, pipe)) > 0;) text.append(buffer, size);
-  const int status = pclose(pipe);
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, text};
-}
-
-std::string LineAfter(const std::string& text, const std::string& marker) {
-  const size_t at = text.find(marker);
-  if (at == std::string::npos) return {};
-  const size_t begin = at + marker.size();
-  return text.substr(begin, text.find('\n', begin) - begin);
-}
-
 TEST(SimTest, TheCommandInAFailureReplaysIt) {
   const std::string also = " --gtest_also_run_disabled_tests";
-  const std::string self = absl::StrCat("'", RunCommand("readlink /proc/$PPID/exe").text);
-  const std::string program = self.substr(0, self.find('\n')) + "'";
+  const std::string program = ThisProgram();
   const Output first =
       RunCommand(program + " --gtest_filter=SimReplayTest.DISABLED_LosesAnUpdate" + also);
   ASSERT_EQ(first.exit_status, 1) << first.text;
@@ -596,6 +578,14 @@ TEST(SimTest, AHundredThousandFibersRunInOneSchedule) {
   });
   EXPECT_TRUE(result.ok) << result.message;
   EXPECT_EQ(ended, kFibers);
+}
+
+TEST(SimClockTest, ADeadlineOfTheThreadThatSimulatesIsOneOfAnotherClock) {
+  DeadlineScope bound(absl::Milliseconds(1));
+  const sim::Result result = sim::Simulate({.schedules = 1}, [] {
+    EXPECT_TRUE(Sleep(absl::Hours(1000)).ok());
+  });
+  EXPECT_TRUE(result.ok) << result.message;
 }
 
 }  // namespace

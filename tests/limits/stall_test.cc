@@ -7,7 +7,7 @@
 #include "absl/time/time.h"
 #include "fiber/event.h"
 #include "fiber/go.h"
-#include "fiber/mutex.h"
+#include "fiber/shared_mutex.h"
 #include "fiber/this_fiber.h"
 #include "tests/limits/at_work.h"
 
@@ -33,7 +33,7 @@ TEST(StallTest, WhenAllWhoHaveStacksAreParkedForGoodItIsSaidOnceWithTheReasons) 
   tests::InChild(
       [] {
         sched::Runtime runtime(kFewStacks);
-        fiber::Mutex mutex;
+        fiber::SharedMutex mutex;  // one of the later reasons
         mutex.lock();
         auto locker = runtime.Spawn([&] {
           mutex.lock();
@@ -55,7 +55,7 @@ TEST(StallTest, WhenAllWhoHaveStacksAreParkedForGoodItIsSaidOnceWithTheReasons) 
       &said);
   EXPECT_EQ(tests::CountIn(said, "parked for good"), 1) << said;
   EXPECT_NE(said.find("85 fibers wait unstarted, and the 16 that have stacks are all parked for good "
-                      "(1 in mutex, 15 in event), unless a thread that is no worker unparks one; "
+                      "(15 in event, 1 in shared mutex), unless a thread that is no worker unparks one; "
                       "no stack for another fiber: RuntimeOptions::max_stack_memory"),
             std::string::npos)
       << said;

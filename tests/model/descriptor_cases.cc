@@ -2,6 +2,8 @@
 //
 // Sockets as descriptor.cc ships them: the locks of their flows, waits, close, references, the end
 // of the poller. The socket is a count of tokens; an event says that there may be some.
+#include <poll.h>
+
 #include <memory>
 #include <string_view>
 #include <utility>
@@ -17,11 +19,17 @@
 #include "netpoll/internal/poller.h"
 #undef private
 //
+#include "fiber/channel.cc"
 #include "fiber/deadline.cc"
+#include "fiber/event.cc"
+#include "fiber/internal/ambient.cc"
+#include "fiber/internal/cancel_node.cc"
 #include "fiber/internal/park.cc"
 #include "fiber/internal/wait.cc"
 #include "fiber/internal/wait_queue.cc"
+#include "fiber/select.cc"
 #include "netpoll/internal/descriptor.cc"
+#include "netpoll/internal/flow_clause.cc"
 #include "tests/model/fibers.cc"
 #include "tests/model/fibers.h"
 
@@ -31,6 +39,7 @@ namespace {
 using fiber::Deadline;
 using netpoll::internal::Descriptor;
 using netpoll::internal::Direction;
+using netpoll::internal::FlowClause;
 using netpoll::internal::FlowLock;
 using netpoll::internal::Poller;
 using std::make_shared;
@@ -44,6 +53,7 @@ struct Slab {
   Descriptor descriptor;
   bool is_taken = false;
   Poller poller{nullptr};
+  int tokens = 0;
   int open_fds = 0;
   int records_back = 0;
 };
@@ -52,7 +62,7 @@ Slab* slab_of_the_schedule = nullptr;
 struct Socket {
   Slab slab;
   Descriptor* descriptor = nullptr;
-  int tokens = 0;
+  int& tokens = slab.tokens;
 
   Socket() {
     slab_of_the_schedule = &slab;
@@ -85,6 +95,16 @@ struct Socket {
     Check(slab.open_fds == 0, "it is still open, or closed twice");
     Check(slab.records_back == 1, "its record was not given back once");
   }
+};
+
+// A clause of a select, and what it was told.
+struct News final : FlowClause {
+  explicit News(Socket& socket) : FlowClause(socket.descriptor, Direction::kRead) {}
+  absl::Status Finish(uint32_t) override {
+    told = status();
+    return absl::OkStatus();
+  }
+  absl::Status told = absl::UnknownError("not told");
 };
 
 bool IsClosed(const absl::Status& status) { return absl::IsFailedPrecondition(status); }
@@ -220,6 +240,122 @@ Case SocketIsMadeAsThePollerEnds() {
                       }}};
 }
 
+// A select of a socket and of an event, and both come.
+Case SelectMeetsNewsAndAnEvent() {
+  auto world = make_shared<World>(1);
+  auto socket = make_shared<Socket>();
+  auto event = make_shared<fiber::Event>();
+  return {.threads = {world->Run(0,
+                                 [socket, event] {
+                                   News news(*socket);
+                                   Check(fiber::Select(news, fiber::OnEvent(*event, [] {})).ok(),
+                                         "a select failed");
+                                   // Whoever won, the flow is free and what came is there to be read.
+                                   Check(socket->Receive({}).ok(), "the token is lost");
+                                 }),
+                      [socket] { socket->Send(); }, [event] { event->Set(); }},
+          .finish =
+              [socket] {
+                socket->descriptor->Drop();
+                socket->CheckGone();
+              }};
+}
+
+Case SelectMeetsClose() {
+  auto world = make_shared<World>(1);
+  auto socket = make_shared<Socket>();
+  return {.threads = {world->Run(0,
+                                 [socket] {
+                                   News news(*socket);
+                                   Check(fiber::Select(news).ok(), "a select failed");
+                                   Check(news.told.ok() || IsClosed(news.told), "an odd end");
+                                 }),
+                      [socket] { socket->Send(); }, [socket] { socket->descriptor->Drop(); }},
+          .finish = [socket] { socket->CheckGone(); }};
+}
+
+// Nothing comes but the end of the poller, and the owner's.
+Case SelectMeetsTheEnd() {
+  auto world = make_shared<World>(1);
+  auto socket = make_shared<Socket>();
+  return {.threads = {world->Run(0,
+                                 [socket] {
+                                   News news(*socket);
+                                   Check(fiber::Select(news).ok(), "a select failed");
+                                   Check(absl::IsUnavailable(news.told) || IsClosed(news.told),
+                                         "an odd end");
+                                 }),
+                      [socket] { socket->descriptor->Orphan(socket->slab.poller); },
+                      [socket] { socket->descriptor->Drop(); }},
+          .finish = [socket] { socket->CheckGone(); }};
+}
+
+// The select is queued for the flow behind a reader, or the reader behind the select.
+Case SelectAndReaderTakeTurns() {
+  auto world = make_shared<World>(2);
+  auto socket = make_shared<Socket>();
+  return {.threads = {world->Run(0, [socket] { Check(socket->Receive({}).ok(), "it failed"); }),
+                      world->Run(1,
+                                 [socket] {
+                                   News news(*socket);
+                                   Check(fiber::Select(news).ok() && news.told.ok(), "not told");
+                                 }),
+                      [socket] {
+                        socket->Send();
+                        socket->Send();
+                      }},
+          .finish =
+              [socket] {
+                Check(socket->tokens == 1, "the select has taken something");
+                socket->descriptor->Drop();
+                socket->CheckGone();
+              }};
+}
+
+// Likewise, and the select goes for another reason, as the flow may be handed to it.
+Case SelectLeavesTheQueueForAFlow() {
+  auto world = make_shared<World>(2);
+  auto socket = make_shared<Socket>();
+  auto event = make_shared<fiber::Event>();
+  return {.threads = {world->Run(0, [socket] { Check(socket->Receive({}).ok(), "it failed"); }),
+                      world->Run(1,
+                                 [socket, event] {
+                                   News news(*socket);
+                                   Check(fiber::Select(news, fiber::OnEvent(*event, [] {})).ok(),
+                                         "a select failed");
+                                 }),
+                      [socket, event] {
+                        event->Set();
+                        socket->Send();
+                      }},
+          .finish =
+              [socket] {
+                socket->descriptor->Drop();
+                socket->CheckGone();
+              }};
+}
+
+// The deadline of the socket is moved to the past as the select begins to wait.
+Case DeadlineIsMovedUnderASelect() {
+  auto world = make_shared<World>(1);
+  auto socket = make_shared<Socket>();
+  return {.threads = {world->Run(0,
+                                 [socket] {
+                                   News news(*socket);
+                                   Check(fiber::Select(news).ok(), "a select failed");
+                                   Check(absl::IsDeadlineExceeded(news.told), "no deadline");
+                                 }),
+                      [socket] {
+                        socket->descriptor->SetDeadline(Direction::kRead, Deadline::AtNanos(1));
+                      },
+                      world->ExpireTimers(1)},
+          .finish =
+              [socket] {
+                socket->descriptor->Drop();
+                socket->CheckGone();
+              }};
+}
+
 }  // namespace
 
 std::span<const NamedCase> Cases() {
@@ -232,6 +368,12 @@ std::span<const NamedCase> Cases() {
       {"DeadlineIsMovedToThePast", DeadlineIsMovedToThePast, 3},
       {"PollerEnds", PollerEnds, 3},
       {"SocketIsMadeAsThePollerEnds", SocketIsMadeAsThePollerEnds, 4},
+      {"SelectMeetsNewsAndAnEvent", SelectMeetsNewsAndAnEvent, 3},
+      {"SelectMeetsClose", SelectMeetsClose, 3},
+      {"SelectMeetsTheEnd", SelectMeetsTheEnd, 3},
+      {"SelectAndReaderTakeTurns", SelectAndReaderTakeTurns, 3},
+      {"SelectLeavesTheQueueForAFlow", SelectLeavesTheQueueForAFlow, 2},
+      {"DeadlineIsMovedUnderASelect", DeadlineIsMovedUnderASelect, 4},
   };
   return kCases;
 }
@@ -259,6 +401,15 @@ void DescriptorSlab::Give(Descriptor&) {
 absl::Status ErrnoStatus(absl::StatusCode code, int, std::string_view, std::string_view,
                          std::string_view) {
   return absl::Status(code, "not here");
+}
+absl::Status ErrnoStatus(int, std::string_view, std::string_view) {
+  return absl::UnknownError("not here");
+}
+int Poll(int fd, short, int64_t) {
+  model::Slab& slab = *model::slab_of_the_schedule;
+  model::Touch(&slab.tokens);
+  model::Check(fd == model::kFd && slab.open_fds == 1, "the socket was closed under a select");
+  return slab.tokens > 0 ? POLLIN : 0;
 }
 absl::Status ClosedStatus() { return absl::FailedPreconditionError("closed"); }
 absl::Status RuntimeEndedStatus() { return absl::UnavailableError("ended"); }

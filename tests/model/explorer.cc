@@ -65,7 +65,7 @@ struct Thread {
   std::optional<WaitBlock> block;
 };
 
-// A choice: which thread goes on.
+// A choice: which thread goes on, or what chance decides.
 struct Node {
   uint8_t options[kMostThreads];
   uint8_t count = 0;
@@ -154,6 +154,21 @@ class Explorer {
       });
     });
     self.gave_way_at = kNever;
+  }
+  // Part of what the current thread does in its turn: threads that sleep go on doing so.
+  uint32_t ChooseBelow(uint32_t n) {
+    if (n > kMostThreads) abort();
+    if (is_redundant_) return 0;
+    if (depth_ == path_.size()) {
+      Node node;
+      while (node.count < n) {
+        node.options[node.count] = node.count;
+        ++node.count;
+      }
+      path_.push_back(node);
+    }
+    const Node& node = path_[depth_++];
+    return node.options[node.index];
   }
   void Destroyed(const void* address) { destroyed_.insert(address); }
   void Created(const void* address) { destroyed_.erase(address); }
@@ -370,6 +385,8 @@ void Await(const void* address, std::function<bool()> is_true) {
   explorer->Block({Step::kWrite, address}, std::move(is_true));
 }
 
+uint32_t ChooseBelow(uint32_t n) { return explorer->ChooseBelow(n); }
+
 int64_t clock_ns() { return explorer->clock_ns; }
 void set_clock_ns(int64_t ns) { explorer->clock_ns = ns; }
 int64_t passed_ns() { return explorer->passed_ns; }
@@ -415,6 +432,12 @@ ThreadState& ThisThread() {
 }
 
 WaitBlock& PlainBlock(ThreadState&) { return *explorer->current().block; }
+
+uint32_t RandomBelow(ThreadState&, uint32_t n) { return model::ChooseBelow(n); }
+uint32_t ChooseBelow(uint32_t n) { return model::ChooseBelow(n); }
+
+// Weak: one case has the real one.
+[[gnu::weak]] void SpendTurn(int32_t) {}
 
 int64_t MonotonicNs() { return model::clock_ns(); }
 int64_t NowNs() { return model::clock_ns(); }

@@ -19,8 +19,10 @@
 #ifndef WEFT_TESTS_MODEL_EXPLORER_H_
 #define WEFT_TESTS_MODEL_EXPLORER_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -60,9 +62,22 @@ void Touch(const void* address);
 // Goes on when `is_true` returns true, and has then touched `address`: what is looked at changes
 // only after a Touch() of that.
 void Await(const void* address, std::function<bool()> is_true);
+// One of 0 … n - 1, and in other orders the others: what the code leaves to chance.
+uint32_t ChooseBelow(uint32_t n);
 // An object's end: whatever comes later and touches one of its Atomics fails the schedule.
 template <class T>
 void Destroy(T& object);
+// An object whose end is part of the case.
+template <class T>
+struct Mortal {
+  template <class... A>
+  explicit Mortal(A... arguments) {
+    new (bytes) T(arguments...);
+  }
+  T& operator*() { return *std::launder(reinterpret_cast<T*>(bytes)); }
+  T* operator->() { return &**this; }
+  alignas(T) std::byte bytes[sizeof(T)];
+};
 
 // What time it is; a deadline that is not kNeverNs may pass at any point, whatever the clock says.
 int64_t clock_ns();

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "fiber/deadline.cc"
 #include "fiber/event.cc"
+#include "fiber/internal/cancel_node.cc"
 #include "fiber/internal/join.cc"
 #include "fiber/internal/park.cc"
 #include "fiber/internal/wait.cc"

@@ -12,6 +12,7 @@ ThreadState& Switch(ThreadState& thread, Record*, After after) {
 }
 void YieldFiber() { Switch(ThisThread(), nullptr, After::kYield); }
 std::string Describe(const Record&) { return "a fiber"; }
+std::string DescribeUnheld(Record&) { return "a fiber"; }
 void CheckCanarySlow(const WaitBlock&) {}
 void FreeRecord(ThreadState&, Record&) {}
 }  // namespace fiber::internal

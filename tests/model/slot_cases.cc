@@ -6,6 +6,7 @@
 
 #include "fiber/deadline.cc"
 #include "fiber/event.cc"
+#include "fiber/internal/cancel_node.cc"
 #include "fiber/internal/park.cc"
 #include "fiber/internal/wait.cc"
 #include "fiber/internal/wait_queue.cc"

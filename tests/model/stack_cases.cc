@@ -190,6 +190,7 @@ void DiscardPages(const iovec*, size_t count, bool* is_discarded) {
 bool FinishJoin(ThreadState&, Record&) { return true; }
 void DiscardIfDetached(Record&) {}
 void ForgetTimer(WaitBlock&) {}
+void DropValues(WaitBlock&) {}
 void SetName(WaitBlock&, std::string*) {}
 
 }  // namespace fiber::internal

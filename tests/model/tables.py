@@ -10,7 +10,10 @@ import sys
 
 TITLES = {
     "waiting": "Primitives, by threads",
+    "primitive": "More primitives, by threads",
     "fiber": "Parking, claims, timers, cancellation, join, by fibers",
+    "channel": "Channels and selects, by fibers",
+    "cancel": "Nodes, callbacks, tokens, shields, a scope, by fibers",
     "slot": "Poll slots",
     "descriptor": "Sockets",
     "queue": "Queues, idle workers, keepers, free stacks",

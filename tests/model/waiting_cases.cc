@@ -2,13 +2,13 @@
 //
 // Primitives, claims and waits, by threads: the files that ship, and no scheduler.
 #include <memory>
-#include <new>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "fiber/deadline.cc"
 #include "fiber/event.cc"
+#include "fiber/internal/cancel_node.cc"
 #include "fiber/internal/park.cc"
 #include "fiber/internal/wait.cc"
 #include "fiber/internal/wait_queue.cc"
@@ -25,6 +25,7 @@ ThreadState& Switch(ThreadState& thread, Record*, After) {
 }
 void YieldFiber() { Fatal("a thread cannot yield"); }
 std::string Describe(const Record&) { return "fiber"; }
+std::string DescribeUnheld(Record&) { return "fiber"; }
 void CheckCanarySlow(const WaitBlock&) {}
 }  // namespace fiber::internal
 
@@ -36,18 +37,6 @@ using std::make_shared;
 
 // It may pass at any time: see clock_ns().
 const Deadline kSoon = Deadline::AtNanos(int64_t{1} << 60);
-
-// An object whose end is part of the case.
-template <class T>
-struct Mortal {
-  template <class... A>
-  explicit Mortal(A... arguments) {
-    new (bytes) T(arguments...);
-  }
-  T& operator*() { return *std::launder(reinterpret_cast<T*>(bytes)); }
-  T* operator->() { return &**this; }
-  alignas(T) std::byte bytes[sizeof(T)];
-};
 
 // Event.
 // -------------------------------------------------------------------------------------------------

@@ -14,18 +14,17 @@
 #include <string_view>
 #include <utility>
 
-#include "absl/time/time.h"
-#include "fiber/go.h"
-#include "fiber/internal/record.h"
-#include "fiber/this_fiber.h"
 #include "gtest/gtest.h"
 #include "netpoll/internal/descriptor.h"
 #include "netpoll/internal/descriptor_slab.h"
 #include "netpoll/tcp.h"
 #include "sched/run.h"
 #include "tests/leaks/census.h"
+#include "tests/parked.h"
 
 namespace netpoll_test {
+
+using tests::WaitUntilParked;
 
 // How many descriptors this process has open.
 inline int OpenDescriptors() {
@@ -161,23 +160,6 @@ inline RawPair ConnectedToRaw() {
   auto stream = listener.Accept();
   EXPECT_TRUE(stream.ok()) << stream.status();
   return {*std::move(stream), std::move(peer)};
-}
-
-// Lets other fibers go until the one of `handle` waits for something. On several workers it may run beside this.
-template <class T>
-void WaitUntilParked(const fiber::JoinHandle<T>& handle) {
-  using fiber::internal::Record;
-  using fiber::internal::State;
-  bool is_parked = false;
-  while (!is_parked && !handle.is_done()) {
-    fiber::Yield();
-    fiber::internal::ForEachRecord([&](Record& record) {
-      if (record.id.load(std::memory_order_acquire) == handle.id() &&
-          record.state.load(std::memory_order_acquire) == State::kParked) {
-        is_parked = true;
-      }
-    });
-  }
 }
 
 // More than the sockets of two peers take in without a reader.

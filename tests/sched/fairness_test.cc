@@ -10,9 +10,11 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "fiber/channel.h"
 #include "fiber/event.h"
 #include "fiber/go.h"
 #include "fiber/internal/context.h"
+#include "fiber/select.h"
 #include "fiber/semaphore.h"
 #include "fiber/this_fiber.h"
 #include "fiber/wait_group.h"
@@ -33,6 +35,8 @@ enum class Hog {
   kSpawnsAndYields,
   kInjected,    // a thread from outside unparks each of a hundred as soon as it has parked
   kNeverParks,  // calls that could park go through at once, as on a socket that is always ready
+  kSendsAndReceives,  // likewise, on a channel that never is full or empty
+  kSelects,
 };
 // Whom it must not keep out.
 enum class Guest {
@@ -47,7 +51,8 @@ enum class Guest {
 
 std::ostream& operator<<(std::ostream& out, Hog hog) {
   constexpr const char* kNames[] = {"Yielder",        "Yielders",        "ThousandYielders", "PingPong", "TwoPingPongs",
-                                    "SpawnsAndJoins", "SpawnsAndYields", "Injected",         "NeverParks"};
+                                    "SpawnsAndJoins", "SpawnsAndYields", "Injected",         "NeverParks",
+                                    "SendsAndReceives", "Selects"};
   return out << kNames[static_cast<int>(hog)];
 }
 std::ostream& operator<<(std::ostream& out, Guest guest) {
@@ -63,6 +68,8 @@ uint64_t FibersOf(Hog hog) {
     case Hog::kSpawnsAndJoins:
     case Hog::kSpawnsAndYields:
     case Hog::kNeverParks:
+    case Hog::kSendsAndReceives:
+    case Hog::kSelects:
       return 1;
     case Hog::kPingPong:
       return 2;
@@ -108,7 +115,28 @@ class Hogs {
       case Hog::kNeverParks:
         return Start([this] {
           while (Round()) {
-            for (uint32_t i = 0; i < fiber::internal::kOperationsATurn; ++i) fiber::internal::SpendTurn();
+            for (int32_t i = 0; i < fiber::internal::kOperationsATurn; ++i) fiber::internal::SpendTurn();
+          }
+        });
+      case Hog::kSendsAndReceives:
+        return Start([this] {
+          fiber::Channel<int> channel(1);
+          while (Round()) {
+            for (int32_t i = 0; i < fiber::internal::kChannelOperationsATurn; i += 2) {
+              EXPECT_TRUE(channel.Send(i).ok());
+              EXPECT_TRUE(channel.Receive().ok());
+            }
+          }
+        });
+      case Hog::kSelects:
+        return Start([this] {
+          fiber::Channel<int> channel(1);
+          while (Round()) {
+            for (int i = 0; i < fiber::internal::kChannelOperationsATurn; ++i) {
+              auto send = fiber::OnSend(channel, i, [] {});
+              auto receive = fiber::OnReceive(channel, [](int) {});
+              EXPECT_TRUE(fiber::Select(send, receive).ok());
+            }
           }
         });
       case Hog::kSpawnsAndYields:
@@ -230,7 +258,9 @@ TEST_P(FairnessTest, AGuestHasItsTurnWithinSomeRoundsOfTheHogs) {
   // A round of each hog, and the larger of: two looks at the shared queues, one for each of them; eight chains of a pair, of
   // 32 runs and 64 rounds each. With more workers the kernel may stop one in between: then only that nobody is forgotten.
   const uint64_t most = workers == 1 ? FibersOf(hog) + 512 : 50'000'000;
-  const int repeats = workers > 1 || hog == Hog::kThousandYielders || tests::kIsSlow ? 5 : 20;
+  const bool has_long_rounds = hog == Hog::kSendsAndReceives || hog == Hog::kSelects;
+  const bool is_short = workers > 1 || hog == Hog::kThousandYielders || tests::kIsSlow;
+  const int repeats = has_long_rounds && tests::kIsSlow ? 2 : is_short ? 5 : 20;
   sched::Runtime runtime({.workers = workers});
   for (int repeat = 0; repeat < repeats; ++repeat) {
     uint64_t waited = 0;
@@ -317,7 +347,8 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Combine(testing::Values(1, 2),
                      testing::Values(Hog::kYielder, Hog::kYielders, Hog::kThousandYielders, Hog::kPingPong,
                                      Hog::kTwoPingPongs, Hog::kSpawnsAndJoins, Hog::kSpawnsAndYields,
-                                     Hog::kInjected, Hog::kNeverParks),
+                                     Hog::kInjected, Hog::kNeverParks, Hog::kSendsAndReceives,
+                                     Hog::kSelects),
                      testing::Values(Guest::kSpawnedBefore, Guest::kSpawnedOutside,
                                      Guest::kSpawnedBehindUnparked, Guest::kUnparkedInside,
                                      Guest::kUnparkedOutside, Guest::kSleeping, Guest::kYielding)),

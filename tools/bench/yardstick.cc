@@ -4,18 +4,19 @@
 //
 //   yardstick WORKLOAD WORKERS N
 //
-// | workload           | what | operation     |
-// |--------------------|----------------------------------------------------------------------------|---------------|
-// | spawn_join         | N times in sequence: spawn an empty fiber, join it | spawn + join  | |
-// spawn_many         | one parent spawns N empty fibers and waits for all                         |
-// fiber         | | yield, yield1k     | 2, 1000 fibers yield, N times in all | yield         | |
-// mutex              | 100 fibers, N times in all: lock, ++counter, unlock                        |
-// lock + unlock | | skynet             | fan-out 10, N leaves, sums returned by join | leaf | |
-// sleep              | N fibers sleep 1 + (i * 7919 % 1000) ms each                               |
-// fiber         | | park               | N fibers parked at once, then all released | fiber | | hog
-// | WORKERS fibers spin for 1 s, one started before sleeps 1 ms again and again|               | |
-// echo               | N is the port: an echo server, a fiber a connection, until SIGTERM         |
-// | | pingpong, chan, mpmc | need channels |               |
+// | workload       | what                                                                | operation     |
+// |----------------|---------------------------------------------------------------------|---------------|
+// | spawn_join     | N times in sequence: spawn an empty fiber, join it                  | spawn + join  |
+// | spawn_many     | one parent spawns N empty fibers and waits for all                  | fiber         |
+// | yield, yield1k | 2, 1000 fibers yield, N times in all                                | yield         |
+// | pingpong       | two fibers pass a token over two unbuffered channels, N times       | round trip    |
+// | chan, mpmc     | N ints through one channel of capacity 128, 1 to 1, 4 to 4 fibers   | item          |
+// | mutex          | 100 fibers, N times in all: lock, ++counter, unlock                 | lock + unlock |
+// | skynet         | fan-out 10, N leaves, sums returned by join                         | leaf          |
+// | sleep          | N fibers sleep 1 + (i * 7919 % 1000) ms each                        | fiber         |
+// | park           | N fibers parked at once, then all released                          | fiber         |
+// | hog            | WORKERS fibers spin 1 s; one, started before, sleeps 1 ms in a loop |               |
+// | echo           | N is the port: an echo server, a fiber a connection, until SIGTERM  |               |
 //
 // The line gives wall time and CPU time of the timed part, which comes after a warm-up of N / 20.
 // What each workload does is written as a user would write it.
@@ -41,9 +42,11 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/time.h"
+#include "fiber/channel.h"
 #include "fiber/event.h"
 #include "fiber/go.h"
 #include "fiber/mutex.h"
@@ -111,6 +114,53 @@ void YieldAll(int fibers, int64_t n) {
     });
   }
   DieUnlessOk(yielding.Wait());
+}
+
+int64_t ValueOf(const absl::StatusOr<int64_t>& item) {
+  if (!item.ok()) Die(item.status().ToString());
+  return *item;
+}
+
+void PingPong(int64_t n) {
+  fiber::Channel<int64_t> there;
+  fiber::Channel<int64_t> back;
+  auto first = fiber::Spawn([&] {
+    for (int64_t i = 0; i < n; ++i) {
+      DieUnlessOk(there.Send(i));
+      if (ValueOf(back.Receive()) != i) Die("pingpong: the token is another");
+    }
+  });
+  auto other = fiber::Spawn([&] {
+    for (int64_t i = 0; i < n; ++i) DieUnlessOk(back.Send(ValueOf(there.Receive())));
+  });
+  first.Join();
+  other.Join();
+}
+
+// Numbers through one channel.
+void Pipe(int64_t senders, int64_t receivers, int64_t n) {
+  fiber::Channel<int64_t> items(128);
+  std::vector<fiber::JoinHandle<int64_t>> sums;
+  for (int64_t i = 0; i < senders; ++i) {
+    sums.push_back(fiber::Spawn([&items, share = n / senders + (i < n % senders ? 1 : 0)] {
+      int64_t sum = 0;
+      for (int64_t item = 0; item < share; ++item) {
+        DieUnlessOk(items.Send(item));
+        sum += item;
+      }
+      return sum;
+    }));
+  }
+  for (int64_t i = 0; i < receivers; ++i) {
+    sums.push_back(fiber::Spawn([&items, share = n / receivers + (i < n % receivers ? 1 : 0)] {
+      int64_t sum = 0;
+      for (int64_t k = 0; k < share; ++k) sum -= ValueOf(items.Receive());
+      return sum;
+    }));
+  }
+  int64_t left = 0;  // sent and not received
+  for (auto& each : sums) left += each.Join();
+  if (left != 0) Die("the sum of what was received is wrong");
 }
 
 void LockAll(int64_t n) {
@@ -282,6 +332,9 @@ Loop LoopOf(std::string_view workload) {
       {"spawn_many", SpawnMany},
       {"yield", [](int64_t n) { YieldAll(2, n); }},
       {"yield1k", [](int64_t n) { YieldAll(1000, n); }},
+      {"pingpong", PingPong},
+      {"chan", [](int64_t n) { Pipe(1, 1, n); }},
+      {"mpmc", [](int64_t n) { Pipe(4, 4, n); }},
       {"mutex", LockAll},
       {"skynet", Skynet},
       {"sleep", SleepAll},
@@ -370,9 +423,7 @@ int main(int argc, char** argv) {
     options.default_stack_bytes = 64 << 10;  // what millions of fibers are for
   const bool is_known = LoopOf(workload) != nullptr || workload == "park" || workload == "hog";
   if (!is_known) {
-    const bool needs_channels = workload == "pingpong" || workload == "chan" || workload == "mpmc";
-    const char* why = needs_channels ? "channels_come_later" : "unknown_workload";
-    absl::PrintF("weft %s %d %d unsupported=%s\n", argv[1], workers, n, why);
+    absl::PrintF("weft %s %d %d unsupported=unknown_workload\n", argv[1], workers, n);
     return 3;
   }
   Report(workload, workers, n, sched::Run(options, [&] { return Measure(workload, workers, n); }));

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <charconv>
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
@@ -32,34 +33,75 @@ std::string ReadFile(const char* path) {
   return std::string(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
 }
 
-struct AbortSeed {
+// What follows `--flag=` on this process's command line, wherever main() is: a test's main() is
+// mostly GoogleTest's.
+std::optional<std::string> ValueOnCommandLine(std::string_view flag) {
+  const std::string command_line = ReadFile("/proc/self/cmdline");
+  std::string_view rest = command_line;  // arguments, each ended by a zero
+  while (!rest.empty()) {
+    std::string_view argument = rest.substr(0, rest.find('\0'));
+    rest.remove_prefix(argument.size() < rest.size() ? argument.size() + 1 : rest.size());
+    if (!argument.starts_with(flag)) continue;
+    argument.remove_prefix(flag.size());
+    if (argument.starts_with('=')) return std::string(argument.substr(1));
+    if (argument.empty()) {
+      fiber::internal::Fatal("%.*s: write %.*s=VALUE", static_cast<int>(flag.size()), flag.data(),
+                             static_cast<int>(flag.size()), flag.data());
+    }
+  }
+  return std::nullopt;
+}
+
+struct AbortNote {
   bool is_set;
   uint64_t seed;
+  const Exploration* exploration;  // null: the seed's
 };
-constinit thread_local AbortSeed abort_seed = {false, 0};
+constinit thread_local AbortNote abort_note = {false, 0, nullptr};
 
 struct sigaction previous_action;
 
+// Puts pieces together to lines for stderr. Async-signal-safe.
+class SignalSafeLine {
+ public:
+  ~SignalSafeLine() { Flush(); }
+  void Append(std::string_view piece) {
+    for (const char c : piece) {
+      if (size_ == sizeof text_) Flush();
+      text_[size_++] = c;
+    }
+  }
+
+ private:
+  void Flush() {
+    // Nobody can be told if stderr is closed.
+    [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, text_, size_);
+    size_ = 0;
+  }
+
+  char text_[256];
+  size_t size_ = 0;
+};
+
 // Async-signal-safe.
-void WriteSeed(uint64_t seed) {
-  char line[64] = "weft: aborted in the schedule of seed ";
-  char digits[24];
-  size_t count = 0;
-  do {
-    digits[count++] = static_cast<char>('0' + seed % 10);
-    seed /= 10;
-  } while (seed != 0);
-  size_t size = std::string_view(line).size();
-  while (count > 0) line[size++] = digits[--count];
-  line[size++] = '\n';
-  // Nobody can be told if stderr is closed.
-  [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, line, size);
+void WriteNote(const AbortNote& note) {
+  SignalSafeLine line;
+  if (note.exploration != nullptr) {
+    line.Append("weft: aborted in schedule ");
+    note.exploration->Print([&line](std::string_view piece) { line.Append(piece); });
+  } else {
+    line.Append("weft: aborted in the schedule of seed ");
+    char digits[24];
+    const char* end = std::to_chars(digits, digits + sizeof digits, note.seed).ptr;
+    line.Append({digits, static_cast<size_t>(end - digits)});
+  }
+  line.Append("\n");
 }
 
 // The signal comes anew, to whoever had it before, as soon as this returns.
 void OnAbort(int signal) {
   const int saved_errno = errno;
-  if (abort_seed.is_set) WriteSeed(abort_seed.seed);
+  if (abort_note.is_set) WriteNote(abort_note);
   sigaction(signal, &previous_action, nullptr);
   raise(signal);
   errno = saved_errno;
@@ -81,16 +123,26 @@ std::optional<uint64_t> SeedFromEnvironment() {
 }
 
 std::optional<uint64_t> SeedFromCommandLine() {
-  constexpr std::string_view kFlag = "--seed=";
-  const std::string command_line = ReadFile("/proc/self/cmdline");
-  std::string_view rest = command_line;  // arguments, each ended by a zero
-  while (!rest.empty()) {
-    const std::string_view argument = rest.substr(0, rest.find('\0'));
-    rest.remove_prefix(argument.size() < rest.size() ? argument.size() + 1 : rest.size());
-    if (argument == "--seed") fiber::internal::Fatal("--seed: write --seed=NUMBER");
-    if (argument.starts_with(kFlag)) return ParseSeed("--seed=", argument.substr(kFlag.size()));
+  const std::optional<std::string> text = ValueOnCommandLine("--seed");
+  if (!text.has_value()) return std::nullopt;
+  return ParseSeed("--seed=", *text);
+}
+
+std::optional<Exploration> ScheduleFromEnvironment() {
+  const char* text = getenv("WEFT_SCHEDULE");
+  if (text == nullptr || *text == '\0') return std::nullopt;
+  return ParseSchedule("WEFT_SCHEDULE=", text);
+}
+
+std::optional<std::string> ScheduleFromCommandLine() { return ValueOnCommandLine("--schedule"); }
+
+Exploration ParseSchedule(const char* source, std::string_view text) {
+  std::optional<Exploration> exploration = Exploration::Parse(text);
+  if (!exploration.has_value()) {
+    fiber::internal::Fatal("%s%.*s: a schedule is digits and letters, as a failure had them",
+                           source, static_cast<int>(text.size()), text.data());
   }
-  return std::nullopt;
+  return *std::move(exploration);
 }
 
 std::string ProgramForShell() {
@@ -103,11 +155,11 @@ std::string ProgramForShell() {
       "'");
 }
 
-SeedOnAbort::SeedOnAbort(uint64_t seed) {
+ScheduleOnAbort::ScheduleOnAbort(uint64_t seed, const Exploration* exploration) {
   [[maybe_unused]] static const bool is_installed = InstallAbortHandler();
-  abort_seed = {true, seed};
+  abort_note = {true, seed, exploration};
 }
 
-SeedOnAbort::~SeedOnAbort() { abort_seed.is_set = false; }
+ScheduleOnAbort::~ScheduleOnAbort() { abort_note.is_set = false; }
 
 }  // namespace fiber::sim::internal

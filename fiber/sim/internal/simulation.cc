@@ -3,11 +3,14 @@
 
 #include <algorithm>
 #include <exception>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/time.h"
+#include "fiber/cancel.h"
+#include "fiber/internal/ambient.h"
 #include "fiber/internal/context.h"
 #include "fiber/internal/join.h"
 #include "fiber/internal/park.h"
@@ -51,7 +54,8 @@ std::string CountFibers(size_t count) {
 
 }  // namespace
 
-Simulation::Simulation(const SimOptions& options, uint64_t seed)
+Simulation::Simulation(const SimOptions& options, uint64_t seed, Exploration* exploration,
+                       Bounds bounds)
     : Scheduler(/*is_simulation=*/true),
       options_(options),
       seed_(seed),
@@ -59,12 +63,20 @@ Simulation::Simulation(const SimOptions& options, uint64_t seed)
           options.default_stack_bytes == 0 ? kDefaultStackBytes : options.default_stack_bytes)),
       thread_(fiber::internal::ThisThread()),
       random_(seed),
+      exploration_(exploration),
+      bounds_left_(bounds),
       now_ns_(kClockStartNs),
       step_limit_(options.max_steps) {}
 
 Simulation::~Simulation() = default;
 
 void Simulation::Run(absl::FunctionRef<void()> body, std::source_location site) {
+  // The caller's deadline is one of another clock.
+  std::optional<CancelShield> shield;
+  if (const WaitBlock* mine = thread_.plain_block;
+      mine != nullptr && mine->ambient != nullptr && mine->ambient->deadline_ns != kNeverNs) {
+    shield.emplace();
+  }
   fiber::internal::BecomeWorker(thread_, *this, this);
   auto main = [this, body] {
     std::string error;
@@ -96,20 +108,31 @@ void Simulation::Run(absl::FunctionRef<void()> body, std::source_location site) 
   fiber::internal::StopBeingWorker(thread_);
 }
 
+std::string Simulation::name() const {
+  return exploration_ == nullptr ? absl::StrCat("seed ", seed_)
+                                 : absl::StrCat("schedule ", exploration_->schedule());
+}
+
+uint32_t Simulation::ChooseBelow(uint32_t count) {
+  return exploration_ == nullptr ? static_cast<uint32_t>(random_.Below(count))
+                                 : exploration_->Choose(count);
+}
+
 Simulation::Choice Simulation::Choose(ThreadState& thread, WaitBlock* spare, bool may_stay,
                                       Record** next) {
-  for (;;) {
+  const bool is_preempted = std::exchange(is_preempting_, false);
+  // Who is preempted stays no longer than until something else has happened.
+  for (bool is_to_go = is_preempted;; is_to_go = false) {
     if (IsOutOfSteps()) return Choice::kNobody;
     ++steps_;
-    if (options_.late_probability > 0 && !timers_.empty() &&
-        random_.Chance(options_.late_probability)) {
-      JumpClock();
-    }
-    const size_t count = runnable_.size() + due_.size() + (may_stay ? 1 : 0);
+    if (!is_to_go && ChooseLate()) JumpClock();
+    const bool is_staying_open = may_stay && !is_to_go;
+    const size_t count = runnable_.size() + due_.size() + (is_staying_open ? 1 : 0);
     if (count == 0) return Choice::kNobody;
-    const size_t chosen = random_.Below(count);
+    const size_t chosen = exploration_ == nullptr ? ChooseBelow(static_cast<uint32_t>(count))
+                                                  : PickExplored(is_staying_open, is_preempted);
     if (chosen < runnable_.size()) {
-      Record* fiber = TakeAt(runnable_, chosen);
+      Record* fiber = TakeAt(runnable_, chosen).fiber;
       if (fiber->state.load(std::memory_order_relaxed) == State::kNew &&
           !fiber::internal::BindStack(thread, *fiber, spare)) {
         continue;  // it waits for a stack
@@ -122,6 +145,46 @@ Simulation::Choice Simulation::Choose(ThreadState& thread, WaitBlock* spare, boo
     const int64_t again_ns = fiber::internal::OnTimer(*entry.block, entry.deadline_ns, NowNs(), this);
     if (again_ns != kNeverNs) FileTimer({entry.block, again_ns});
   }
+}
+
+size_t Simulation::PickExplored(bool may_stay, bool is_preempted) {
+  const size_t count = runnable_.size() + due_.size() + (may_stay ? 1 : 0);
+  const auto has_yielded = [&](size_t i) {
+    if (is_preempted) return false;  // that has been paid for
+    if (i < runnable_.size()) return runnable_[i].has_yielded;
+    return i == runnable_.size() + due_.size();  // who asks
+  };
+  // Who has yielded comes after all others, or loops that wait by yielding would never end. Once
+  // all have, they begin anew.
+  std::vector<size_t> alternatives;
+  for (size_t i = 0; i < count; ++i) {
+    if (!has_yielded(i)) alternatives.push_back(i);
+  }
+  const size_t ordinary = alternatives.size();
+  if (ordinary == 0) {
+    for (Runnable& runnable : runnable_) runnable.has_yielded = false;
+    is_turn_over_ = false;
+    return ChooseBelow(static_cast<uint32_t>(count));
+  }
+  if (bounds_left_.preemptions > 0) {
+    for (size_t i = 0; i < count; ++i) {
+      if (has_yielded(i)) alternatives.push_back(i);
+    }
+  }
+  const uint32_t chosen = ChooseBelow(static_cast<uint32_t>(alternatives.size()));
+  if (chosen >= ordinary) --bounds_left_.preemptions;
+  return alternatives[chosen];
+}
+
+bool Simulation::ChooseLate() {
+  if (timers_.empty()) return false;
+  if (exploration_ == nullptr) {
+    return options_.late_probability > 0 && random_.Chance(options_.late_probability);
+  }
+  if (bounds_left_.late_timers == 0 || (runnable_.empty() && due_.empty())) return false;
+  if (ChooseBelow(2) == 0) return false;
+  --bounds_left_.late_timers;
+  return true;
 }
 
 void Simulation::FileTimer(Entry entry) {
@@ -150,20 +213,22 @@ void Simulation::SetNow(int64_t now_ns) {
 void Simulation::QueueNew(Record& fiber) {
   CheckThread(fiber, "spawned");
   fibers_.emplace(&fiber, ++spawned_);
-  runnable_.push_back(&fiber);
+  runnable_.push_back({&fiber, false});
 }
 
 void Simulation::RequeueNew(Record& fiber) {
   CheckThread(fiber, "given a stack");
-  runnable_.push_back(&fiber);
+  runnable_.push_back({&fiber, false});
 }
 
 void Simulation::QueueReady(Record& fiber) {
   CheckThread(fiber, "unparked");
-  runnable_.push_back(&fiber);
+  runnable_.push_back({&fiber, false});
 }
 
-void Simulation::QueueYielded(Record& fiber) { runnable_.push_back(&fiber); }
+void Simulation::QueueYielded(Record& fiber) {
+  runnable_.push_back({&fiber, is_turn_over_});
+}
 
 Record* Simulation::TakeNext(ThreadState& thread, WaitBlock* spare) {
   Record* next = nullptr;
@@ -173,6 +238,7 @@ Record* Simulation::TakeNext(ThreadState& thread, WaitBlock* spare) {
 
 bool Simulation::TakeNextForYield(ThreadState& thread, Record** next) {
   *next = nullptr;
+  is_turn_over_ = !is_preempting_;
   return Choose(thread, nullptr, /*may_stay=*/true, next) != Choice::kStay;
 }
 
@@ -190,7 +256,20 @@ void Simulation::SchedulePoint(ThreadState& thread) {
   if (thread.current->state.load(std::memory_order_relaxed) != State::kRunning) {
     Fatal("a wait begins within another wait of the same fiber");
   }
-  if (random_.Chance(options_.preempt_probability)) fiber::internal::YieldFiber();
+  if (exploration_ != nullptr) {
+    PreemptIfChosen();
+  } else if (random_.Chance(options_.preempt_probability)) {
+    fiber::internal::YieldFiber();
+  }
+}
+
+void Simulation::PreemptIfChosen() {
+  if (ChooseLate()) JumpClock();
+  if (bounds_left_.preemptions == 0 || (runnable_.empty() && due_.empty())) return;
+  if (ChooseBelow(2) == 0) return;
+  --bounds_left_.preemptions;
+  is_preempting_ = true;
+  fiber::internal::YieldFiber();
 }
 
 void Simulation::CheckThread(const Record& fiber, const char* event) const {
@@ -209,7 +288,7 @@ void Simulation::OnStuck(bool is_livelock) {
   const std::string report = DescribeStuck(is_livelock);
   absl::StrAppend(&failure_, failure_.empty() ? "" : "\n", report);
   // At once: what the fibers do when they are cancelled may end the process.
-  for (const auto& line : absl::StrSplit(absl::StrCat("seed ", seed_, ": ", report), '\n')) {
+  for (const auto& line : absl::StrSplit(absl::StrCat(name(), ": ", report), '\n')) {
     fiber::internal::LogLine("%.*s", static_cast<int>(line.size()), line.data());
   }
   step_limit_ = steps_ + options_.max_steps;

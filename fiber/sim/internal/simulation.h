@@ -16,7 +16,9 @@
 #include "fiber/internal/thread_state.h"
 #include "fiber/internal/wait_block.h"
 #include "fiber/scheduler.h"
+#include "fiber/sim/internal/exploration.h"
 #include "fiber/sim/internal/random.h"
+#include "fiber/sim/internal/schedule.h"
 #include "fiber/sim/sim.h"
 
 namespace fiber::sim::internal {
@@ -26,7 +28,8 @@ using fiber::internal::StackClass;
 using fiber::internal::ThreadState;
 using fiber::internal::WaitBlock;
 
-// Simulation is one schedule: a scheduler of one thread whose every choice comes from a seed.
+// Simulation is one schedule: a scheduler of one thread whose every choice comes from a seed, or from
+// an Exploration, which tries each alternative in turn.
 //
 // Nothing here may depend on addresses, on fiber ids or on the clock of the machine, or seeds do
 // not replay: what is walked is walked in the order of its coming.
@@ -34,7 +37,9 @@ using fiber::internal::WaitBlock;
 // Thread safety: everything is the thread's that constructed it, NowNs() apart.
 class Simulation final : public Scheduler {
  public:
-  Simulation(const SimOptions& options, uint64_t seed);
+  // `exploration` may be null: then choices come from the seed.
+  Simulation(const SimOptions& options, uint64_t seed, Exploration* exploration = nullptr,
+             Bounds bounds = {});
   // REQUIRES: !is_abandoned()
   ~Simulation() override;
 
@@ -47,6 +52,11 @@ class Simulation final : public Scheduler {
   bool is_abandoned() const { return is_abandoned_; }
   int64_t steps() const { return steps_; }
   uint64_t seed() const { return seed_; }
+  // "seed 12", or "schedule 0102" as far as it has come.
+  std::string name() const;
+
+  // All choices end here. One of 0 … count - 1. REQUIRES: count > 0
+  uint32_t ChooseBelow(uint32_t count);
 
   // Scheduler:
   void QueueNew(Record& fiber) override;
@@ -59,6 +69,7 @@ class Simulation final : public Scheduler {
   int64_t NowNs() override { return now_ns_.load(std::memory_order_relaxed); }
   void OnFiberEnded(ThreadState& thread) override;
   void SchedulePoint(ThreadState& thread) override;
+  uint32_t ChooseBelow(ThreadState&, uint32_t n) override { return ChooseBelow(n); }
   StackClass default_stack_class() const override { return stack_class_; }
 
  private:
@@ -67,12 +78,21 @@ class Simulation final : public Scheduler {
     WaitBlock* block;
     int64_t deadline_ns;
   };
+  struct Runnable {
+    Record* fiber;
+    bool has_yielded;  // and others have not run since; for explorations
+  };
   // What is chosen at a switch.
   enum class Choice { kFiber, kStay, kNobody };
 
   // Picks who goes on, the running fiber too if it `may_stay`, and fires the timers picked before.
   // kFiber: *next, which is left alone otherwise.
   Choice Choose(ThreadState& thread, WaitBlock* spare, bool may_stay, Record** next);
+  // Of an exploration: the number, as Choose() counts them, of who goes on.
+  size_t PickExplored(bool may_stay, bool is_preempted);
+  // The clock jumps though fibers are runnable.
+  bool ChooseLate();
+  void PreemptIfChosen();
   bool IsOutOfSteps() const { return steps_ >= step_limit_; }
   void FileTimer(Entry entry);
   // To the earliest timer. False: there is none.
@@ -92,6 +112,10 @@ class Simulation final : public Scheduler {
   const StackClass stack_class_;
   ThreadState& thread_;
   Random random_;
+  Exploration* const exploration_;
+  Bounds bounds_left_;
+  bool is_preempting_ = false;  // the fiber that gives way did not ask for it
+  bool is_turn_over_ = false;   // it did, and goes after all others
   // Atomic, since other threads may ask for the time.
   fiber::internal::Atomic<int64_t> now_ns_;
   int64_t steps_ = 0;
@@ -104,7 +128,7 @@ class Simulation final : public Scheduler {
   std::unordered_map<Record*, int64_t> fibers_;
   int64_t spawned_ = 0;
   // New and Ready, in no order that means anything.
-  std::vector<Record*> runnable_;
+  std::vector<Runnable> runnable_;
 
   // Timers to come, by deadline and order of filing; and those that are due, like runnable_.
   // Invariant: all of timers_ are later than the clock.
