@@ -24,6 +24,12 @@ class Backoff {
       sched_yield();
     }
   }
+  // Each time twice as long as the last, up to a limit.
+  void PauseLonger() {
+    Pause();
+    for (int i = 1; i < length_ && rounds_ < kSpins; ++i) Pause();
+    if (length_ < kLongest) length_ *= 2;
+  }
   // Where the loop looks at many words, and any of them may end it.
   void PauseForAny() {
 #ifdef WEFT_MODEL
@@ -35,7 +41,10 @@ class Backoff {
 
  private:
   static constexpr int kSpins = 128;
+  static constexpr int kShortest = kIsModel ? 1 : 8;
+  static constexpr int kLongest = kIsModel ? 1 : 64;
   int rounds_ = 0;
+  int length_ = kShortest;
 };
 
 // SpinLock protects a few lines that neither park nor call user code that could.
