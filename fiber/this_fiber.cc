@@ -37,7 +37,7 @@ void Yield() {
   internal::YieldFiber();
 }
 
-absl::Status CheckCancelled() { return internal::CheckCaller(Deadline::Never()); }
+absl::Status CheckCancelled() { return internal::CallerStatus(); }
 
 Deadline CurrentDeadline() {
   const internal::Ambient* ambient = internal::CallersBlock().ambient;

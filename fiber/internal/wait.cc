@@ -16,6 +16,27 @@ Deadline AmbientDeadline(const WaitBlock& mine) {
   return mine.ambient == nullptr ? Deadline::Never() : Deadline::AtNanos(mine.ambient->deadline_ns);
 }
 
+// What ends a call before it begins; `mine` is null if neither a cancellation nor an ambient deadline can.
+absl::Status BoundsStatus(const WaitBlock* mine, Deadline deadline) {
+  if (mine != nullptr) {
+    if (absl::Status status = CancelStatus(*mine); !status.ok()) return status;
+    deadline = Deadline::Earlier(deadline, AmbientDeadline(*mine));
+  }
+  return deadline.is_past() ? absl::DeadlineExceededError("deadline exceeded") : absl::OkStatus();
+}
+
+// A call that fails at once has not parked: who calls again and again must not keep its worker to itself.
+absl::Status SpendTurnIfFailed(absl::Status status) {
+  if (!status.ok()) SpendTurn();
+  return status;
+}
+
+const WaitBlock* CallersBlockIfAny() {
+  const ThreadState& thread = ThisThread();
+  return thread.current == nullptr ? thread.plain_block
+                                   : thread.current->block.load(std::memory_order_relaxed);
+}
+
 }  // namespace
 
 WaitBlock& Wait::BlockOf(ThreadState& thread) {
@@ -27,11 +48,8 @@ void Wait::EndTurn() { internal::SpendTurn(0); }
 
 absl::Status Wait::CheckBounds(const WaitBlock& block, Interruptible interruptible,
                                Deadline deadline) {
-  if (interruptible == Interruptible::kYes) {
-    if (absl::Status status = CancelStatus(block); !status.ok()) return status;
-    deadline = Deadline::Earlier(deadline, AmbientDeadline(block));
-  }
-  return deadline.is_past() ? absl::DeadlineExceededError("deadline exceeded") : absl::OkStatus();
+  const WaitBlock* const mine = interruptible == Interruptible::kYes ? &block : nullptr;
+  return SpendTurnIfFailed(BoundsStatus(mine, deadline));
 }
 
 Waiter& Wait::Open() {
@@ -159,16 +177,10 @@ absl::Status CancelStatus(const WaitBlock& mine) {
 }
 
 absl::Status CheckCaller(Deadline deadline) {
-  const ThreadState& thread = ThisThread();
-  const WaitBlock* const mine = thread.current == nullptr
-                                    ? thread.plain_block
-                                    : thread.current->block.load(std::memory_order_relaxed);
-  if (mine != nullptr) {
-    if (absl::Status status = CancelStatus(*mine); !status.ok()) return status;
-    deadline = Deadline::Earlier(deadline, AmbientDeadline(*mine));
-  }
-  return deadline.is_past() ? absl::DeadlineExceededError("deadline exceeded") : absl::OkStatus();
+  return SpendTurnIfFailed(BoundsStatus(CallersBlockIfAny(), deadline));
 }
+
+absl::Status CallerStatus() { return BoundsStatus(CallersBlockIfAny(), Deadline::Never()); }
 
 bool TryClaimForCancel(WaitBlock& block, uint32_t shields) {
   const uint64_t word = block.word.Load();

@@ -61,7 +61,7 @@ class Wait {
   Wait& operator=(const Wait&) = delete;
 
   // What is looked at before anything is done: kCancelled, then kDeadlineExceeded, of the earlier of `deadline` and the
-  // ambient one. Never blocks.
+  // ambient one. One that fails counts as SpendTurn does, so the caller holds no lock of ours, and returns.
   absl::Status Check(Deadline deadline) const {
     return deadline.is_never() && !IsBounded() ? absl::OkStatus()
                                                 : CheckBounds(*block_, interruptible_, deadline);
@@ -134,6 +134,8 @@ absl::Status SeenOf(const absl::Status& cause);
 absl::Status CancelStatus(const WaitBlock& mine);
 // What every call that may park looks at first, for those that have no Wait yet: as Wait::Check.
 absl::Status CheckCaller(Deadline deadline);
+// Whether such a call would fail whatever its own deadline. Never blocks.
+absl::Status CallerStatus();
 
 // Claims the wait of the fiber (thread) that has `block`, if it may be cancelled and its owner is behind no more than
 // `shields` shields. True: the caller unparks it. For a canceller, after it has stored what makes IsCancelled() true.

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "fiber/channel.h"
 #include "fiber/event.h"
@@ -37,6 +38,7 @@ enum class Hog {
   kNeverParks,  // calls that could park go through at once, as on a socket that is always ready
   kSendsAndReceives,  // likewise, on a channel that never is full or empty
   kSelects,
+  kIsLate,  // calls that could park fail at once, since their deadline has passed
 };
 // Whom it must not keep out.
 enum class Guest {
@@ -52,7 +54,7 @@ enum class Guest {
 std::ostream& operator<<(std::ostream& out, Hog hog) {
   constexpr const char* kNames[] = {"Yielder",        "Yielders",        "ThousandYielders", "PingPong", "TwoPingPongs",
                                     "SpawnsAndJoins", "SpawnsAndYields", "Injected",         "NeverParks",
-                                    "SendsAndReceives", "Selects"};
+                                    "SendsAndReceives", "Selects", "IsLate"};
   return out << kNames[static_cast<int>(hog)];
 }
 std::ostream& operator<<(std::ostream& out, Guest guest) {
@@ -70,6 +72,7 @@ uint64_t FibersOf(Hog hog) {
     case Hog::kNeverParks:
     case Hog::kSendsAndReceives:
     case Hog::kSelects:
+    case Hog::kIsLate:
       return 1;
     case Hog::kPingPong:
       return 2;
@@ -136,6 +139,15 @@ class Hogs {
               auto send = fiber::OnSend(channel, i, [] {});
               auto receive = fiber::OnReceive(channel, [](int) {});
               EXPECT_TRUE(fiber::Select(send, receive).ok());
+            }
+          }
+        });
+      case Hog::kIsLate:
+        return Start([this] {
+          fiber::Event event;
+          while (Round()) {
+            for (int32_t i = 0; i < fiber::internal::kOperationsATurn; ++i) {
+              EXPECT_TRUE(absl::IsDeadlineExceeded(event.Wait(absl::ZeroDuration())));
             }
           }
         });
@@ -348,7 +360,7 @@ INSTANTIATE_TEST_SUITE_P(
                      testing::Values(Hog::kYielder, Hog::kYielders, Hog::kThousandYielders, Hog::kPingPong,
                                      Hog::kTwoPingPongs, Hog::kSpawnsAndJoins, Hog::kSpawnsAndYields,
                                      Hog::kInjected, Hog::kNeverParks, Hog::kSendsAndReceives,
-                                     Hog::kSelects),
+                                     Hog::kSelects, Hog::kIsLate),
                      testing::Values(Guest::kSpawnedBefore, Guest::kSpawnedOutside,
                                      Guest::kSpawnedBehindUnparked, Guest::kUnparkedInside,
                                      Guest::kUnparkedOutside, Guest::kSleeping, Guest::kYielding)),
