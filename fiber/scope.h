@@ -378,8 +378,11 @@ Child<internal::ResultOf<F>> Scope::Spawn(FiberOptions options, F fn, std::sourc
 //   });
 template <std::invocable<Scope&> F>
 absl::Status WithScope(ScopeOptions options, F body) {
+  using Result = std::remove_cvref_t<std::invoke_result_t<F, Scope&>>;
+  static_assert(std::is_void_v<Result> || std::is_same_v<Result, absl::Status>,
+                "the body returns nothing or an absl::Status: others it puts into what it captures");
   Scope scope(std::move(options));
-  if constexpr (std::is_same_v<std::remove_cvref_t<std::invoke_result_t<F, Scope&>>, absl::Status>) {
+  if constexpr (std::is_same_v<Result, absl::Status>) {
     absl::Status status = body(scope);
     if (!status.ok()) scope.Cancel(status);
     absl::Status joined = scope.Wait();

@@ -33,6 +33,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "fiber/internal/thread_state.h"
 
@@ -79,6 +80,7 @@ void Selection::Prepare() {
   for (uint32_t i = 0; i < clauses_.size(); ++i) {
     Clause& clause = *clauses_[i];
     if (!clause.is_enabled) continue;
+    if (std::exchange(clause.is_in_select, true)) Fatal("a clause is in two Selects at once, or twice in one");
     if (clause.is_otherwise) {
       otherwise_ = i;
       continue;
@@ -197,6 +199,7 @@ absl::Status Selection::LookOnce(uint32_t* outcome) {
 
 void Selection::ReleaseAll() {
   for (uint32_t i = 0; i < clauses_.size(); ++i) {
+    clauses_[i]->is_in_select = false;
     if (IsOn(i)) clauses_[i]->Release();
   }
 }

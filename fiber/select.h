@@ -47,6 +47,8 @@ class ReceiveClause final : public Clause {
   static constexpr bool kTakesStatus = std::is_invocable_v<H&, absl::StatusOr<T>>;
   static_assert(kTakesStatus || std::is_invocable_v<H&, T>,
                 "the handler takes a T or an absl::StatusOr<T>");
+  static_assert(!std::is_convertible_v<absl::StatusOr<T>, T>,
+                "nobody could tell which of the two the handler takes: make the item a struct with this member");
 
  public:
   ReceiveClause(Channel<T>& channel, H handler)

@@ -53,12 +53,13 @@ class Clause {
 
   bool is_enabled = true;    // When(false, …)
   bool is_otherwise = false;
+  bool is_in_select = false;
   Waiter waiter;             // for one select at a time
 };
 
 // Room for what a select of some number of clauses works with.
 struct SelectScratch {
-  std::span<Clause*> clauses;  // null or disabled: not looked at
+  std::span<Clause*> clauses;  // disabled: not looked at
   std::span<uint32_t> order;   // of the same size
   std::span<StateWord*> locks;  // of the same size
 };

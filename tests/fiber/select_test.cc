@@ -235,6 +235,12 @@ FIBER_SIM_TEST(SelectTest, WhatMadeAClauseReadyMayDestroyItsObject) {
   sender.Join();
 }
 
+TEST(SelectDeathTest, OneClauseTwice) {
+  Channel<int> channel;
+  auto clause = OnReceive(channel, [](int) {});
+  EXPECT_DEATH(Select(clause, clause).status().IgnoreError(), "a clause is in two Selects at once, or twice in one");
+}
+
 TEST(SelectTest, ManyOnThreadsLoseAndDoubleNothing) {
   for (const Crew& crew : kCrews) {
     Channel<int> channels[4] = {Channel<int>(0), Channel<int>(1), Channel<int>(0), Channel<int>(3)};
