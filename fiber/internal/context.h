@@ -37,10 +37,10 @@ inline void PrefetchStack(const Record& fiber) {
 // none, and the fiber waits in the depot's list until somebody returns one. By a worker.
 bool BindStack(ThreadState& thread, Record& fiber, WaitBlock* spare);
 
-// A call that may park has gone through without parking. So that a fiber whose sockets are always ready, or whose channels
-// always have an item or room, does not keep its worker to itself, it yields after so many of them. (Wait::SpendTurn has the
-// quick one, for channels.) Holding no lock of ours; nothing happens on a plain thread.
-inline constexpr int32_t kOperationsATurn = 16;             // system calls
+// A call that may park has returned without parking. So that a fiber whose sockets are always ready, whose channels always
+// have an item or room, or whose deadline has passed, does not keep its worker to itself, it yields after so many of them.
+// (Wait::SpendTurn has the quick one, for channels.) Holding no lock of ours; nothing happens on a plain thread.
+inline constexpr int32_t kOperationsATurn = 16;             // system calls, and calls that fail
 inline constexpr int32_t kChannelOperationsATurn = 1024;    // in memory
 inline constexpr int32_t kTurn = kChannelOperationsATurn;
 void SpendTurn(int32_t cost = kTurn / kOperationsATurn);

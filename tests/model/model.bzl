@@ -18,13 +18,14 @@ _TAGS = [
     "notsan",
 ]
 
-def model_test(name, cases, deps = []):
+def model_test(name, cases, deps = [], shards = 1):
     """Explores each case of a file.
 
     Args:
       name: ends in `_test`.
       cases: the file; it includes the .cc files that it tests.
       deps: what it includes of others.
+      shards: processes that share the cases: one that takes long would be the last, with the other CPUs idle.
     """
     weft_test(
         name = name,
@@ -36,6 +37,7 @@ def model_test(name, cases, deps = []):
         copts = ["-O1"],
         finds_leaks = False,  # what ships is not linked: its Atomic is another
         local_defines = _DEFINES,
+        shard_count = shards,
         tags = _TAGS,
         deps = _DEPS + deps + ["@com_google_googletest//:gtest"],
     )

@@ -4,6 +4,7 @@
   bazel test --config=model //tests/... && tests/model/tables.py "$(bazel info bazel-testlogs)"
 """
 
+import itertools
 import pathlib
 import re
 import sys
@@ -27,11 +28,17 @@ CASE = re.compile(
 )
 
 
+def found(test):
+    """What the test printed of each case, in the order of the cases: its shards take them in turn."""
+    shards = [CASE.findall(log.read_text()) for log in sorted(test.rglob("test.log"))]
+    return [case for turn in itertools.zip_longest(*shards) for case in turn if case]
+
+
 def cases(logs):
     rows = []
     for name, title in TITLES.items():
         rows.append(f"| **{title}** (`{name}_cases.cc`) | | | | |")
-        for threads, orders, redundant, bound, case in CASE.findall((logs / f"{name}_test/test.log").read_text()):
+        for threads, orders, redundant, bound, case in found(logs / f"{name}_test"):
             redundant = "–" if bound else f"{int(redundant):,}"
             rows.append(f"| {case} | {threads} | {int(orders):,} | {redundant} | {bound or 'none'} |")
     return rows
