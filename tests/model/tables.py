@@ -31,6 +31,8 @@ CASE = re.compile(
 def found(test):
     """What the test printed of each case, in the order of the cases: its shards take them in turn."""
     shards = [CASE.findall(log.read_text()) for log in sorted(test.rglob("test.log"))]
+    if not shards:
+        sys.exit(f"tables.py: {test} has no test.log")
     return [case for turn in itertools.zip_longest(*shards) for case in turn if case]
 
 
