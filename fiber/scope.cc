@@ -229,8 +229,9 @@ void Scope::LogUnseen() {
   MutexLock hold(mu_);
   if (!first_failure_.has_value()) return;
   const Failure& first = failures_[*first_failure_];
-  LogLine("a fiber::Scope ended without Wait(), and nobody has seen that fiber %llu '%s' (spawned at %s:%u) failed: %s",
-          static_cast<unsigned long long>(first.fiber), first.fiber_name.c_str(), first.site.file_name(),
+  const std::string name = first.fiber_name.empty() ? "" : absl::StrCat(" '", first.fiber_name, "'");
+  LogLine("a fiber::Scope ended without Wait(), and nobody has seen that fiber %llu%s (spawned at %s:%u) failed: %s",
+          static_cast<unsigned long long>(first.fiber), name.c_str(), first.site.file_name(),
           static_cast<unsigned>(first.site.line()), first.status.ToString().c_str());
 }
 

@@ -48,9 +48,10 @@ Scheduler& EnterOnlyScheduler(std::source_location site) {
     schedulers.all[0]->EnterFromOutside();
     return *schedulers.all[0];
   }
-  Fatal("spawn at %s:%u from a plain thread, but %s runtime is running; use sched::Runtime::Go to say which",
-        site.file_name(), static_cast<unsigned>(site.line()),
-        schedulers.all.empty() ? "no" : "more than one");
+  Fatal("spawn at %s:%u from a plain thread, but %s", site.file_name(), static_cast<unsigned>(site.line()),
+        schedulers.all.empty()
+            ? "no runtime is running; run it in a sched::Run(), or make a sched::Runtime first"
+            : "more than one runtime is running; use sched::Runtime::Go to say which");
 }
 
 Record& AllocateRecordOrDelete(ThreadState& thread, SpawnExtras* extras) {
