@@ -105,8 +105,9 @@ class [[nodiscard]] JoinHandle {
   // As the assignment: cancels and joins what it has. Parks the fiber; blocks the thread when called from a plain one.
   ~JoinHandle() { Drop(); }
 
-  // The value the fiber returned, by value also where it returned a reference; rethrows what escaped it. A joiner that is cancelled cancels the fiber and goes on
-  // waiting. The handle is empty afterwards. Parks the fiber; blocks the thread when called from a plain one.
+  // The value the fiber returned, by value also where it returned a reference; rethrows what escaped it. A joiner that is
+  // cancelled, or out of its ambient time, cancels the fiber and goes on waiting. The handle is empty afterwards. Parks the
+  // fiber; blocks the thread when called from a plain one.
   // REQUIRES: is_valid(), and not by the fiber itself.
   T Join() {
     internal::JoinOrCancel(Checked("Join"));

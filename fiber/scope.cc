@@ -54,6 +54,9 @@ Scope::Scope(ScopeOptions options)
       outer_node_(owner_.node),
       node_(NewNode(owner_)),
       uncaught_(std::uncaught_exceptions()) {
+  if (options_.max_running < 0) {
+    Fatal("fiber::Scope '%s': max_running is %d: it must not be negative", options_.name.c_str(), options_.max_running);
+  }
   try {
     on_cancel_ = options_.cancel.OnCancel([this] { node_->Cancel(options_.cancel.cause()); });
     internal::PushDeadline(owner_, std::min(CurrentDeadline().nanos(), options_.deadline.nanos()));
@@ -103,7 +106,7 @@ void Scope::Bound(Record& child) {
 
 void Scope::Queue(Record& child) {
   if (options_.max_running > 0) {
-    MutexLock hold(mu_);
+    internal::SpinLockHolder hold(queue_lock_);
     if (running_ == options_.max_running) {
       (first_pending_ == nullptr ? first_pending_ : last_pending_->next) = &child;
       last_pending_ = &child;
@@ -120,32 +123,33 @@ void Scope::OnChildStart(CancelNode::Member& member) {
   internal::SwapNode(block, node_);
 }
 
-void Scope::OnChildEnd(CancelNode::Member& member, absl::Status status, std::exception_ptr error) {
+void Scope::OnChildOutcome(absl::Status status, std::exception_ptr error) {
+  if (error != nullptr) status = absl::UnknownError(WhatOf(error));
+  if (status.ok()) return;
+  const std::string why = absl::StrCat("another child of its Scope failed: ", status.message());
+  const Record& self = *internal::ThisThread().current;
+  Failure failure{.status = std::move(status),
+                  .exception = std::move(error),
+                  .fiber = CurrentId(),
+                  .fiber_name = std::string(CurrentName()),
+                  .site = self.site};
+  {
+    // Before others can fail of it.
+    MutexLock hold(mu_);
+    if (!first_failure_.has_value() && !node_->is_cancelled()) first_failure_ = failures_.size();
+    failures_.push_back(std::move(failure));
+  }
+  node_->Cancel(absl::CancelledError(why));
+}
+
+void Scope::OnChildEnd(CancelNode::Member& member) {
   WaitBlock& block = CallersBlock();
   internal::DropValues(block);
   internal::SwapNode(block, nullptr);
   node_->Leave(member);
-  if (error != nullptr) status = absl::UnknownError(WhatOf(error));
-  if (!status.ok()) {
-    const std::string why = absl::StrCat("another child of its Scope failed: ", status.message());
-    const Record& self = *internal::ThisThread().current;
-    Failure failure{.status = std::move(status),
-                    .exception = std::move(error),
-                    .fiber = CurrentId(),
-                    .fiber_name = std::string(CurrentName()),
-                    .site = self.site};
-    {
-      // Before others can fail of it.
-      MutexLock hold(mu_);
-      if (!first_failure_.has_value() && !node_->is_cancelled()) first_failure_ = failures_.size();
-      failures_.push_back(std::move(failure));
-    }
-    node_->Cancel(absl::CancelledError(why));
-  }
-  error = nullptr;
   Record* next = nullptr;
   if (options_.max_running > 0) {
-    MutexLock hold(mu_);
+    internal::SpinLockHolder hold(queue_lock_);
     next = first_pending_;
     if (next == nullptr) {
       --running_;

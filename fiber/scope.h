@@ -4,6 +4,7 @@
 #ifndef WEFT_FIBER_SCOPE_H_
 #define WEFT_FIBER_SCOPE_H_
 
+#include <atomic>
 #include <concepts>
 #include <exception>
 #include <memory>
@@ -26,6 +27,7 @@
 #include "fiber/internal/cancel_node.h"
 #include "fiber/internal/local_slot.h"
 #include "fiber/internal/spawn.h"
+#include "fiber/internal/spin_lock.h"
 #include "fiber/mutex.h"
 #include "fiber/this_fiber.h"
 #include "fiber/wait_group.h"
@@ -49,7 +51,7 @@ struct ChildEvent;
 struct ScopeOptions {
   Deadline deadline = {};   // ambient, for the children and for whoever made the scope
   CancelToken cancel = {};  // cancels it, as Cancel() does
-  int max_running = 0;      // further children wait, unstarted, in the order of their spawns. 0: no limit
+  int max_running = 0;      // further children wait, unstarted, in the order of their spawns. 0: no limit; not negative
   std::string name = {};    // for messages
 };
 
@@ -142,10 +144,10 @@ class Scope {
   template <class F, class T>
   friend struct internal::ChildTask;
 
-  // A child's side. `member` is on its stack.
+  // A child's side. `member` is on its stack. What came of it is known to the scope before anybody else learns of it.
   void OnChildStart(internal::CancelNode::Member& member);
-  void OnChildEnd(internal::CancelNode::Member& member, absl::Status status,
-                  std::exception_ptr error);
+  void OnChildOutcome(absl::Status status, std::exception_ptr error);
+  void OnChildEnd(internal::CancelNode::Member& member);
 
   template <class F>
   void Start(F fn, std::unique_ptr<internal::SpawnExtras> extras, size_t stack_bytes, std::source_location site);
@@ -185,10 +187,11 @@ class Scope {
   internal::Atomic<bool> is_cancelled_by_user_{false};
 
   WaitGroup unfinished_;
+  internal::SpinLock queue_lock_;
+  int running_ ABSL_GUARDED_BY(queue_lock_) = 0;
+  internal::Record* first_pending_ ABSL_GUARDED_BY(queue_lock_) = nullptr;
+  internal::Record* last_pending_ ABSL_GUARDED_BY(queue_lock_) = nullptr;
   Mutex mu_;
-  int running_ ABSL_GUARDED_BY(mu_) = 0;
-  internal::Record* first_pending_ ABSL_GUARDED_BY(mu_) = nullptr;
-  internal::Record* last_pending_ ABSL_GUARDED_BY(mu_) = nullptr;
   std::vector<Failure> failures_ ABSL_GUARDED_BY(mu_);
   std::optional<size_t> first_failure_ ABSL_GUARDED_BY(mu_);  // of those before the scope was cancelled
 };
@@ -199,6 +202,7 @@ namespace internal {
 template <class T>
 struct ChildState {
   Event done;
+  std::atomic<FiberId> fiber{0};  // once it runs
   Outcome<T> outcome;
 };
 
@@ -235,7 +239,9 @@ struct ScopeTask {
       error = std::current_exception();
     }
     fn.reset();
-    scope->OnChildEnd(member, std::move(status), std::move(error));
+    DropValues(CallersBlock());  // before it can be cancelled by its own failure
+    scope->OnChildOutcome(std::move(status), std::move(error));
+    scope->OnChildEnd(member);
   }
 };
 
@@ -248,6 +254,7 @@ struct ChildTask {
   void operator()() {
     CancelNode::Member member;
     scope->OnChildStart(member);
+    state->fiber.store(CurrentId(), std::memory_order_relaxed);
     absl::Status status;
     try {
       if constexpr (std::is_void_v<T>) {
@@ -260,11 +267,11 @@ struct ChildTask {
       state->outcome.error = std::current_exception();
     }
     fn.reset();
-    internal::DropValues(internal::CallersBlock());  // before whoever joins it goes on
-    std::exception_ptr error = state->outcome.error;
+    DropValues(CallersBlock());  // before whoever joins it goes on
+    scope->OnChildOutcome(std::move(status), state->outcome.error);
     state->done.Set();
     state.reset();
-    scope->OnChildEnd(member, std::move(status), std::move(error));
+    scope->OnChildEnd(member);
   }
 };
 
@@ -290,7 +297,11 @@ class Child {
 
   // What it returned; rethrows what escaped it. Once. Waits until it has ended, even if the caller is cancelled: its scope
   // is cancelled then too, unless that is somebody else's. Parks the fiber; blocks the thread when called from a plain one.
+  // REQUIRES: not by the child itself, nor by one whose end it has to await before it may start (max_running).
   T Join() {
+    if (const FiberId id = CurrentId(); id != 0 && Checked("Join").fiber.load(std::memory_order_relaxed) == id) {
+      internal::Fatal("fiber %llu joins itself (Child::Join)", static_cast<unsigned long long>(id));
+    }
     // Whoever cancels the caller cancels the scope, and so the child. No shield: behind one the scope would not be found.
     internal::ChildEvent::WaitForEnd(Checked("Join").done);
     const std::shared_ptr<internal::ChildState<T>> taken = std::move(state_);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "fiber/cancel.h"
 #include "fiber/channel.h"
@@ -276,6 +277,29 @@ TEST(ScopeTest, OnAPlainThread) {
   EXPECT_EQ(scope.Wait(), absl::InternalError("broken"));
 }
 
+FIBER_SIM_TEST(ScopeTest, WhoeverLearnsOfAFailureComesAfterIt) {
+  const auto fail = []() -> absl::StatusOr<int> { return absl::DataLossError("a"); };
+  {
+    Scope scope;
+    auto child = scope.Spawn(fail);
+    EXPECT_FALSE(child.Join().ok());
+    scope.Cancel();
+    EXPECT_EQ(scope.Wait().code(), absl::StatusCode::kDataLoss);
+  }
+  {
+    Scope scope;
+    auto child = scope.Spawn(fail);
+    scope.Go([&] { return child.Join().ok() ? absl::OkStatus() : absl::InternalError("b, since a failed"); });
+    EXPECT_EQ(scope.Wait().code(), absl::StatusCode::kDataLoss);
+    EXPECT_EQ(scope.failures()[0].status.code(), absl::StatusCode::kDataLoss);
+  }
+  const absl::Status status = WithScope({}, [&](Scope& scope) -> absl::Status {
+    auto child = scope.Spawn(fail);
+    return child.Join().ok() ? absl::OkStatus() : absl::InternalError("the body's, since a failed");
+  });
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+}
+
 TEST(ScopeDeathTest, AChildThatIgnoresCancellationIsNamed) {
   testing::internal::CaptureStderr();
   sim::SimulateInTest({.schedules = 1}, [] {
@@ -306,6 +330,18 @@ TEST(ScopeDeathTest, UnseenFailuresAreLogged) {
 
 TEST(ScopeDeathTest, MisuseEndsTheProcessByName) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_DEATH(sched::Run([] { Scope scope({.max_running = -1, .name = "less"}); }),
+               "fiber::Scope 'less': max_running is -1");
+  EXPECT_DEATH(sched::Run([] {
+                 Child<void> self;
+                 Scope scope;
+                 self = scope.Spawn([&] {
+                   while (!self.is_valid()) Yield();
+                   self.Join();
+                 });
+                 (void)scope.Wait();
+               }),
+               "fiber [0-9]+ joins itself \\(Child::Join\\)");
   EXPECT_DEATH(sched::Run([] {
                  Scope scope({.name = "early"});
                  (void)scope.Wait();

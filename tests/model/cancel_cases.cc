@@ -327,7 +327,7 @@ Case ScopeGoesDownWithItsOwner() {
                                    CancelNode::Member member;
                                    (**scope)->OnChildStart(member);
                                    WaitToBeCancelled();
-                                   (**scope)->OnChildEnd(member, absl::OkStatus(), nullptr);
+                                   (**scope)->OnChildEnd(member);
                                  }),
                       world->Cancel(0)}};
 }
