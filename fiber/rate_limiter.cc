@@ -14,6 +14,7 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "fiber/internal/context.h"
 #include "fiber/internal/schedule_point.h"
 #include "fiber/internal/thread_state.h"
 #include "fiber/internal/wait.h"
@@ -25,7 +26,9 @@ using internal::SpinLockHolder;
 
 namespace {
 
+// It counts as a turn, like a deadline that has passed: whoever asks again at once must not keep its worker to itself.
 absl::Status TooLate() {
+  internal::SpendTurn();
   return absl::DeadlineExceededError("the tokens would come after the deadline");
 }
 
@@ -66,19 +69,20 @@ absl::Status RateLimiter::Acquire(int n, Deadline deadline) {
   if (n < 0) DieOfCount("Acquire", n);
   if (absl::Status status = internal::CheckCaller(deadline); !status.ok()) return status;
   if (n > burst_) {
+    internal::SpendTurn();
     return absl::InvalidArgumentError(
         absl::StrCat(n, " tokens are asked of a fiber::RateLimiter with a burst of ", burst_));
   }
   if (TryAcquire(n)) return absl::OkStatus();
   deadline = Deadline::Earlier(deadline, CurrentDeadline());
   const int64_t now_ns = internal::NowNs();
+  bool is_late;
   {
     SpinLockHolder hold(lock_);
-    if (Instant(EnoughAtLocked(static_cast<double>(wanted_ + n), now_ns)) > deadline) {
-      return TooLate();
-    }
-    wanted_ += n;
+    is_late = Instant(EnoughAtLocked(static_cast<double>(wanted_ + n), now_ns)) > deadline;
+    if (!is_late) wanted_ += n;
   }
+  if (is_late) return TooLate();
   absl::Status status = turn_.Acquire(1, deadline);
   const bool has_turn = status.ok();
   if (has_turn) status = AwaitTokens(n, deadline);

@@ -169,7 +169,8 @@ uint32_t Selection::WaitForOne(Wait& wait) {
 
 absl::Status Selection::LookOnce(uint32_t* outcome) {
   Wait wait(WaitReason::kSelect, nullptr);
-  if (absl::Status status = wait.Check(Deadline::Never()); !status.ok()) return status;
+  // With an Otherwise it never blocks: then a failure must not count as a turn either.
+  if (absl::Status status = otherwise_ == kNone ? wait.Check(Deadline::Never()) : CallerStatus(); !status.ok()) return status;
   FindEarliest();
   ClaimedWaiters claimed;
   *outcome = 0;

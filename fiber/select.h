@@ -283,8 +283,9 @@ class ClauseList {
     order_.push_back(0);
     locks_.push_back(nullptr);
   }
-  // Never blocks.
+  // Not by a handler of the list: it is what is cleared. Never blocks.
   void Clear() {
+    if (selects_ > 0) internal::Fatal("ClauseList::Clear during a Select over it: a handler of the list must not clear it");
     owned_.clear();
     clauses_.clear();
     order_.clear();
@@ -295,6 +296,7 @@ class ClauseList {
  private:
   friend absl::StatusOr<size_t> Select(ClauseList& list);
 
+  int selects_ = 0;  // under way: a handler may select over its list again
   std::vector<std::unique_ptr<internal::Clause>> owned_;
   std::vector<internal::Clause*> clauses_;
   std::vector<uint32_t> order_;
@@ -303,6 +305,11 @@ class ClauseList {
 
 // As above, over a list.
 [[nodiscard]] inline absl::StatusOr<size_t> Select(ClauseList& list) {
+  struct Counted {
+    explicit Counted(int& count) : count(count) { ++count; }
+    ~Counted() { --count; }
+    int& count;
+  } counted(list.selects_);
   return internal::RunSelect({.clauses = list.clauses_, .order = list.order_, .locks = list.locks_});
 }
 

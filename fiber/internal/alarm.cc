@@ -161,6 +161,7 @@ void Alarm::Close() ABSL_NO_THREAD_SAFETY_ANALYSIS {
     for (const Call* call = calls_; call != nullptr; call = call->next) {
       if (call->caller == mine) is_within = true;
     }
+    is_abandoned_ = is_within;
     is_waiting = unfinished_ > 0 && !is_within;
     if (is_waiting) running_ = &running;
   }
@@ -191,11 +192,13 @@ void Alarm::RingNow(Ringer& self) {
 void Alarm::Run() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   WaitBlock& mine = CallersBlock();
   Call call{.caller = &mine};
+  bool is_abandoned;
   {
     SpinLockHolder hold(lock_);
     call.next = std::exchange(calls_, &call);
+    is_abandoned = is_abandoned_;
   }
-  fn_();
+  if (!is_abandoned) fn_();
   DropValues(mine);  // before Close() goes on
   Mutex* finished;
   bool is_last;

@@ -76,6 +76,7 @@ class Alarm : private Ringer {
   int references_ ABSL_GUARDED_BY(lock_) = 1;
   Call* calls_ ABSL_GUARDED_BY(lock_) = nullptr;
   bool is_closed_ ABSL_GUARDED_BY(lock_) = false;
+  bool is_abandoned_ ABSL_GUARDED_BY(lock_) = false;  // closed by a call of its own: no other begins
   // On the stack of Close(), which waits for it; the last call unlocks it.
   Mutex* running_ ABSL_GUARDED_BY(lock_) = nullptr;
 };

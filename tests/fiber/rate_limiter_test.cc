@@ -16,6 +16,7 @@
 #include "fiber/this_fiber.h"
 #include "gtest/gtest.h"
 #include "sched/gtest.h"
+#include "sched/run.h"
 #include "tests/scale.h"
 
 namespace fiber {
@@ -217,6 +218,20 @@ TEST(RateLimiterDeathTest, CountsAndRatesOutOfRangeEndTheProcess) {
   RateLimiter limiter(1, 1);
   EXPECT_DEATH((void)limiter.Acquire(-1), "fiber::RateLimiter 0x[0-9a-f]+: Acquire\\(-1\\)");
   EXPECT_DEATH((void)limiter.TryAcquire(-2), "fiber::RateLimiter 0x[0-9a-f]+: TryAcquire\\(-2\\)");
+}
+
+TEST(RateLimiterTest, WhoseTokensComeTooLateLetsOthersRun) {
+  sched::Run({.workers = 1}, [] {
+    RateLimiter limiter(1e-3, 1);
+    EXPECT_TRUE(limiter.TryAcquire());
+    bool has_run = false;
+    auto other = Spawn([&] { has_run = true; });
+    for (int i = 0; i < 1000 && !has_run; ++i) {
+      EXPECT_TRUE(absl::IsDeadlineExceeded(limiter.Acquire(1, absl::Seconds(1))));
+    }
+    EXPECT_TRUE(has_run);
+    other.Join();
+  });
 }
 
 }  // namespace

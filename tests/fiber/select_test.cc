@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "fiber/cancel.h"
 #include "fiber/channel.h"
 #include "fiber/event.h"
 #include "fiber/go.h"
@@ -17,6 +18,7 @@
 #include "fiber/sim/sim.h"
 #include "fiber/this_fiber.h"
 #include "gtest/gtest.h"
+#include "sched/run.h"
 #include "tests/fiber/crew.h"
 #include "tests/scale.h"
 
@@ -233,6 +235,29 @@ FIBER_SIM_TEST(SelectTest, WhatMadeAClauseReadyMayDestroyItsObject) {
   });
   EXPECT_TRUE(Select(OnReceive(*channel, [](int) {}), OnReceive(other, [](int) {})).ok());
   sender.Join();
+}
+
+TEST(SelectTest, WithAnOtherwiseNobodyElseRunsMeanwhile) {
+  sched::Run({.workers = 1}, [] {
+    bool has_run = false;
+    auto other = Spawn([&] { has_run = true; });
+    Channel<int> channel;
+    for (const absl::Duration time : {absl::InfiniteDuration(), absl::ZeroDuration()}) {  // it fails at once in no time
+      DeadlineScope deadline(time);
+      for (int i = 0; i < 5000; ++i) {
+        Select(OnReceive(channel, [](int) {}), Otherwise(kNothing)).status().IgnoreError();
+      }
+      EXPECT_FALSE(has_run);
+    }
+  });
+}
+
+TEST(SelectDeathTest, AHandlerClearsItsList) {
+  Channel<int> channel(1);
+  EXPECT_TRUE(channel.TrySend(1).ok());
+  ClauseList list;
+  list.Add(OnReceive(channel, [&](int) { list.Clear(); }));
+  EXPECT_DEATH(Select(list).status().IgnoreError(), "a handler of the list must not clear it");
 }
 
 TEST(SelectDeathTest, OneClauseTwice) {

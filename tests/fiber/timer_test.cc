@@ -7,6 +7,7 @@
 #include <optional>
 #include <stdexcept>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
@@ -512,6 +513,22 @@ FIBER_SIM_TEST(TickerTest, ReceiversShareTheTicks) {
   for (auto& each : receivers) each.Join();
   EXPECT_EQ(ticks,
             (std::vector<absl::Duration>{absl::Seconds(1), absl::Seconds(2), absl::Seconds(3)}));
+}
+
+FIBER_SIM_TEST(TimerTest, NoCallBeginsAfterItsFunctionHasDestroyedIt) {
+  bool is_first = true;
+  bool is_gone = false;
+  std::unique_ptr<Timer> timer;
+  timer = std::make_unique<Timer>(absl::Seconds(1), [&] {
+    EXPECT_FALSE(is_gone);
+    if (!std::exchange(is_first, false)) return;
+    timer->Reset(absl::ZeroDuration());
+    Yield();  // it may be set off again by now, and that call may have begun
+    timer.reset();
+    is_gone = true;
+  });
+  (void)Sleep(absl::Seconds(5));
+  EXPECT_TRUE(is_gone);
 }
 
 FIBER_TEST_ON(TickerTest, IsStoppedResetAndDestroyedAsItTicks, 1, 2, 8) {
