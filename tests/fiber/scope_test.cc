@@ -334,11 +334,13 @@ TEST(ScopeDeathTest, MisuseEndsTheProcessByName) {
                "fiber::Scope 'less': max_running is -1");
   EXPECT_DEATH(sched::Run([] {
                  Child<void> self;
+                 Event is_known;
                  Scope scope;
                  self = scope.Spawn([&] {
-                   while (!self.is_valid()) Yield();
+                   (void)is_known.Wait();
                    self.Join();
                  });
+                 is_known.Set();
                  (void)scope.Wait();
                }),
                "fiber [0-9]+ joins itself \\(Child::Join\\)");
