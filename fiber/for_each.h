@@ -52,7 +52,7 @@ absl::Status VisitElement(F& fn, E&& element, Semaphore& slots) {
 // Elements that it holds are passed by reference; those that it makes on the way (a view's values, a channel's items) are
 // moved.
 //
-// Parks the fiber; blocks the thread when called from a plain one.
+// Parks the fiber. Blocks the thread when called from a plain one.
 template <std::ranges::input_range R, class F>
 absl::Status ForEach(R&& range, int max_running, F fn,
                      std::source_location site = std::source_location::current()) {

@@ -313,6 +313,8 @@ class ClauseList {
   return internal::RunSelect({.clauses = list.clauses_, .order = list.order_, .locks = list.locks_});
 }
 
+// What follows makes clauses. Each is a value, used by one Select at a time. Never blocks.
+
 // Receives an item. handler(absl::StatusOr<T>): kOutOfRange if the channel is closed and drained. handler(T): it is not
 // called then, and Select returns kOutOfRange.
 template <class T, class H>

@@ -48,6 +48,7 @@ namespace fiber {
 template <class K, class V, class Hash = std::hash<K>, class Equal = std::equal_to<K>>
 class SingleFlight {
  public:
+  // Throws std::bad_alloc. Never blocks.
   SingleFlight() = default;
   SingleFlight(const SingleFlight&) = delete;
   SingleFlight& operator=(const SingleFlight&) = delete;

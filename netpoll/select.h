@@ -47,14 +47,14 @@ class NewsClause final : public FlowClause {
 //
 // Other fibers may read it too; then what is there may be gone before the handler's Read(), which waits for more.
 //
-// While the select waits, it is the stream's reader: reads of others queue behind it.
+// While the select waits, it is the stream's reader: reads of others queue behind it. Never blocks: the Select does.
 template <std::invocable<absl::Status> H>
 auto OnReadable(TcpStream& stream, H handler) {
   return internal::NewsClause<H>(internal::DescriptorOf::Get(stream), internal::Direction::kRead,
                                  std::move(handler));
 }
 
-// A connection waits to be accepted; else as OnReadable().
+// A connection waits to be accepted; else as OnReadable(). Never blocks: the Select does.
 template <std::invocable<absl::Status> H>
 auto OnAcceptable(TcpListener& listener, H handler) {
   return internal::NewsClause<H>(internal::DescriptorOf::Get(listener), internal::Direction::kRead,

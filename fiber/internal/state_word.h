@@ -123,9 +123,9 @@ class ABSL_LOCKABLE StateWord {
  private:
   // Out of line: what is inlined many times is the way without contention.
   //
-  // Whoever has the lock has its cache line, too, and goes in and out a hundred times in the time of a few travels of that line
-  // if nobody looks: so between two looks it is left alone, each time for longer. After Anderson, "The Performance of Spin
-  // Lock Alternatives", 1990. (Four to four fibers on a channel, two workers: 110 ns an item with looks at every pause, 30 so.)
+  // Whoever has the lock has its cache line, too, and can go in and out many times while nobody looks: so between two looks it
+  // is left alone, each time for longer. After Anderson, "The Performance of Spin Lock Alternatives", 1990. (Four to four
+  // fibers on a channel, two workers: 110 ns an item with looks at every pause, 30 so.)
   [[gnu::noinline]] uint64_t LockContendedQueue(uint64_t seen) ABSL_EXCLUSIVE_LOCK_FUNCTION() {
     Backoff backoff;
     do {
