@@ -223,7 +223,7 @@ std::string NameOfUnheld(const Record& record) {
   SpinLockHolder hold(names_lock);
   // Names are deleted under this lock; and a block that has gone to another fiber says so.
   if (block->fiber.load(std::memory_order_acquire) != &record || block->name == nullptr) return "";  // order: owner
-  return absl::StrCat(" '", *block->name, "'");
+  return *block->name;
 }
 
 }  // namespace
@@ -237,11 +237,18 @@ void SetName(WaitBlock& block, std::string* name) {
   delete before;
 }
 
+Identity IdentifyUnheld(Record& record) {
+  return {.id = record.id.load(std::memory_order_acquire),  // order: owner
+          .name = NameOfUnheld(record),
+          .site = std::atomic_ref<std::source_location>(record.site).load(std::memory_order_relaxed)};
+}
+
 std::string DescribeUnheld(Record& record) {
-  const std::source_location site =
-      std::atomic_ref<std::source_location>(record.site).load(std::memory_order_relaxed);
-  return absl::StrCat("fiber ", record.id.load(std::memory_order_relaxed), NameOfUnheld(record), " (spawned at ",
-                      site.file_name(), ":", site.line(), ")");
+  const Identity fiber = IdentifyUnheld(record);
+  std::string text = absl::StrCat("fiber ", fiber.id);
+  if (!fiber.name.empty()) absl::StrAppend(&text, " '", fiber.name, "'");
+  absl::StrAppend(&text, " (spawned at ", fiber.site.file_name(), ":", fiber.site.line(), ")");
+  return text;
 }
 
 }  // namespace fiber::internal

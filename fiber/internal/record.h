@@ -112,6 +112,15 @@ std::string Describe(const Record& record);
 // The same by those who walk the slabs; the name only once the fiber has started.
 std::string DescribeUnheld(Record& record);
 
+// Identity is what a fiber is known by to who does not hold it.
+struct Identity {
+  uint64_t id = 0;   // 0: it has ended
+  std::string name;  // "": none, or not started
+  std::source_location site;
+};
+// Consistent if the record has that id afterwards, too.
+Identity IdentifyUnheld(Record& record);
+
 }  // namespace fiber::internal
 
 #endif  // WEFT_FIBER_INTERNAL_RECORD_H_

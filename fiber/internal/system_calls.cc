@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 namespace fiber::internal {
@@ -20,6 +21,10 @@ constinit const SystemCalls kKernel = {
     .prctl = [](int option, unsigned long argument) { return ::prctl(option, argument); },
     .sched_getaffinity = ::sched_getaffinity,
     .sysconf = ::sysconf,
+    .sigaction = ::sigaction,
+    .tgkill = [](pid_t process, pid_t thread, int signal) {
+      return static_cast<int>(::syscall(SYS_tgkill, process, thread, signal));
+    },
     .getrlimit = [](int resource, rlimit* limit) {
       return ::getrlimit(static_cast<__rlimit_resource>(resource), limit);
     },
@@ -27,6 +32,11 @@ constinit const SystemCalls kKernel = {
       return ::setrlimit(static_cast<__rlimit_resource>(resource), limit);
     },
     .mmap = ::mmap,
+    .process_vm_readv = [](void* to, const void* from, size_t size) {
+      const iovec here{to, size};
+      const iovec there{const_cast<void*>(from), size};
+      return ::process_vm_readv(::getpid(), &here, 1, &there, 1, 0);
+    },
     .open = [](const char* path, int flags) { return ::open(path, flags); },
     .read = ::read,
     .write = ::write,

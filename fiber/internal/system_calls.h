@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -30,10 +31,14 @@ struct SystemCalls {
   int (*prctl)(int option, unsigned long argument);
   int (*sched_getaffinity)(pid_t thread, size_t bytes, cpu_set_t* mask);
   long (*sysconf)(int name);
+  int (*sigaction)(int signal, const struct sigaction* action, struct sigaction* before);
+  int (*tgkill)(pid_t process, pid_t thread, int signal);
   // Limits and memory.
   int (*getrlimit)(int resource, rlimit* limit);
   int (*setrlimit)(int resource, const rlimit* limit);
   void* (*mmap)(void* address, size_t size, int protection, int flags, int fd, off_t offset);
+  // Of this process: what is not there is an error, not a fault.
+  ssize_t (*process_vm_readv)(void* to, const void* from, size_t size);
   // Any descriptor.
   int (*open)(const char* path, int flags);
   ssize_t (*read)(int fd, void* buffer, size_t size);

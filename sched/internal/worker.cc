@@ -12,6 +12,7 @@
 #include "fiber/internal/stack_pool.h"
 #include "fiber/internal/system_calls.h"
 #include "sched/internal/core.h"
+#include "sched/internal/stall_probe.h"
 
 namespace sched::internal {
 
@@ -38,13 +39,15 @@ void* Worker::Entry(void* worker) {
 
 namespace {
 
-// Signals meant for the process go to threads that are not ours; faults are the thread's own, SIGPROF a profiler's.
+// Signals meant for the process go to threads that are not ours; faults are the thread's own, SIGPROF a profiler's, and one
+// asks it where it is.
 void BlockSignals(sigset_t* before) {
   sigset_t signals;
   sigfillset(&signals);
   for (int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT, SIGPROF}) {
     sigdelset(&signals, signal);
   }
+  if (const int probe = InstallProbeSignal(); probe != 0) sigdelset(&signals, probe);
   pthread_sigmask(SIG_BLOCK, &signals, before);  // cannot fail with these arguments
 }
 

@@ -21,6 +21,7 @@ VARIANT_DEPS = [
     ":headers",
     "//tools/bzl:boost_context",
     "@com_google_absl//absl/base:core_headers",
+    "@com_google_absl//absl/debugging:symbolize",
     "@com_google_absl//absl/functional:function_ref",
     "@com_google_absl//absl/status",
     "@com_google_absl//absl/status:statusor",

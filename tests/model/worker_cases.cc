@@ -374,6 +374,8 @@ size_t StackDepot::DiscardIdle(size_t) { return 0; }
 
 namespace sched::internal {
 
+int InstallProbeSignal() { return 0; }
+
 void Trimmer::Step(int64_t, uint64_t) {}
 int64_t Trimmer::NextDue(int64_t, uint64_t) const { return kNeverNs; }
 size_t CgroupMemoryMax(const CgroupSources&) { return SIZE_MAX; }

@@ -20,7 +20,8 @@ namespace netpoll_test {
 
 #define WEFT_EACH_CALL(X)                                                                         \
   X(pthread_create)                                                                               \
-  X(futex) X(prctl) X(sched_getaffinity) X(sysconf) X(getrlimit) X(setrlimit) X(mmap) X(open)     \
+  X(futex) X(prctl) X(sched_getaffinity) X(sysconf) X(sigaction) X(tgkill) X(getrlimit)           \
+      X(setrlimit) X(mmap) X(process_vm_readv) X(open)                                            \
       X(read) X(write) X(close) X(fcntl) X(ioctl) X(ppoll) X(socket) X(bind) X(listen) X(accept4) \
           X(connect) X(shutdown) X(recv) X(send) X(sendmsg) X(getsockopt) X(setsockopt)           \
               X(getsockname) X(getpeername) X(epoll_create1) X(epoll_ctl) X(epoll_wait)           \

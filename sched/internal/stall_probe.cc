@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sched/internal/stall_probe.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <time.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <utility>
+
+#include "absl/time/time.h"
+#include "fiber/internal/atomic.h"
+#include "fiber/internal/fork.h"
+#include "fiber/internal/sanitizer.h"
+#include "fiber/internal/system_calls.h"
+#include "fiber/internal/wait_block.h"
+
+namespace sched::internal {
+namespace {
+
+using fiber::internal::Record;
+using fiber::internal::System;
+using fiber::internal::ThreadState;
+using fiber::internal::WaitBlock;
+
+constexpr size_t kCopyBytes = size_t{64} << 10;
+constexpr size_t kMostFrames = 64;
+
+// Which fiber a thread runs, asked from anywhere. Records are never unmapped.
+Record* CurrentOf(const ThreadState& thread) { return __atomic_load_n(&thread.current, __ATOMIC_RELAXED); }
+
+// Answer is where a thread that is asked leaves what it knows. One for the process: it is asked rarely.
+//
+// | state   | whose                                    | next, by whom                                              |
+// |---------|------------------------------------------|------------------------------------------------------------|
+// | Idle    | nobody's                                 | Asking: who wants to ask                                   |
+// | Asking  | who asks; `state` is written             | Asked, with the thread's id: the same                      |
+// | Asked   | nobody's: the thread's to take           | Given: that thread; Idle: who asked, out of patience       |
+// | Given   | the thread's, which writes the rest      | Done: the same                                             |
+// | Done    | who asked                                | Idle: the same                                             |
+//
+// A signal that comes late finds that it is not asked any more, or takes the next question to this thread for its own, which
+// is as good. In a child of fork() it is Idle.
+//
+// order: answer — release by who leaves it, acquire by who takes it: what was written in the state before is visible.
+struct Answer {
+  static constexpr uint64_t kIdle = 0;
+  static constexpr uint64_t kAsking = 1;
+  static constexpr uint64_t kGiven = 2;
+  static constexpr uint64_t kDone = 3;
+  static uint64_t Asked(pid_t thread) { return (uint64_t{static_cast<uint32_t>(thread)} << 2) + 4; }
+
+  fiber::internal::Atomic<uint64_t> state{kIdle};
+  const ThreadState* thread = nullptr;
+  const Record* fiber = nullptr;  // null: the thread was not on the stack of one
+  Registers registers;
+  size_t size = 0;
+  uintptr_t words[kCopyBytes / sizeof(uintptr_t)];
+};
+
+// Null until the signal is installed; then never destroyed. order: answer
+fiber::internal::Atomic<Answer*> answer{nullptr};
+
+// Another's frames, in which sanitizers see redzones, and accesses that race.
+#if defined(WEFT_ASAN)
+__attribute__((no_sanitize("address")))
+#endif
+WEFT_NO_TSAN void CopyWords(uintptr_t* to, uintptr_t from, size_t count) {
+  const volatile uintptr_t* const words = reinterpret_cast<const volatile uintptr_t*>(from);
+  volatile uintptr_t* const copies = to;  // volatile: else it is a call of memcpy, which sanitizers replace
+  for (size_t i = 0; i < count; ++i) copies[i] = words[i];
+}
+
+[[maybe_unused]] Registers RegistersOf(const ucontext_t& context) {
+#if defined(__x86_64__)
+  const auto* const all = context.uc_mcontext.gregs;
+  return {.pc = static_cast<uintptr_t>(all[REG_RIP]),
+          .sp = static_cast<uintptr_t>(all[REG_RSP]),
+          .fp = static_cast<uintptr_t>(all[REG_RBP]),
+          .has_fp = true};
+#elif defined(__aarch64__)
+  return {.pc = context.uc_mcontext.pc,
+          .sp = context.uc_mcontext.sp,
+          .fp = context.uc_mcontext.regs[29],
+          .has_fp = true};
+#else
+  return {};
+#endif
+}
+
+// How much of the stack above `sp` is copied; 0: `sp` is not in it.
+size_t BytesToCopy(const WaitBlock& block, uintptr_t sp) {
+  const auto low = reinterpret_cast<uintptr_t>(block.stack_low);
+  const auto high = reinterpret_cast<uintptr_t>(block.stack_high);
+  return sp >= low && sp < high ? std::min(high - sp, kCopyBytes) : 0;
+}
+
+// In the middle of whatever the thread does, on its alternate stack: nothing here may wait, allocate or fault.
+void Give(Answer& mine, const Registers& registers) {
+  mine.fiber = nullptr;
+  mine.size = 0;
+  mine.registers = registers;
+  const Record* const fiber = CurrentOf(*mine.thread);
+  if (fiber == nullptr) return;
+  const WaitBlock* const block = fiber->block.load(std::memory_order_relaxed);
+  if (block == nullptr) return;
+  // Between two fibers the stack is not yet, or no more, that of the current one.
+  const size_t size = BytesToCopy(*block, mine.registers.sp) / sizeof(uintptr_t) * sizeof(uintptr_t);
+  if (size == 0 || mine.registers.sp % sizeof(uintptr_t) != 0) return;
+  CopyWords(mine.words, mine.registers.sp, size / sizeof(uintptr_t));
+  mine.size = size;
+  mine.fiber = fiber;
+}
+
+void OnProbe(int, siginfo_t*, void* context) {
+  Answer* const mine = answer.load(std::memory_order_acquire);  // order: answer
+  if (mine == nullptr) return;
+  uint64_t asked = Answer::Asked(gettid());
+  if (!mine->state.compare_exchange_strong(asked, Answer::kGiven, std::memory_order_acquire,  // order: answer
+                                           std::memory_order_relaxed)) {
+    return;
+  }
+#ifdef WEFT_TSAN
+  // ThreadSanitizer calls handlers later, when the thread is in one of its functions: what is below there has been called
+  // since the registers were those of the context.
+  const auto* const frame = static_cast<const uintptr_t*>(__builtin_frame_address(0));
+  (void)context;
+  Give(*mine, {.pc = frame[1], .sp = reinterpret_cast<uintptr_t>(frame + 2), .fp = frame[0], .has_fp = true});
+#else
+  Give(*mine, RegistersOf(*static_cast<const ucontext_t*>(context)));
+#endif
+  mine->state.store(Answer::kDone, std::memory_order_release);  // order: answer
+}
+
+// Who was asking is not there.
+void ForgetQuestion() {
+  answer.load(std::memory_order_relaxed)->state.store(Answer::kIdle, std::memory_order_relaxed);
+}
+
+bool IsHandler(const struct sigaction& action) {
+  return (action.sa_flags & SA_SIGINFO) != 0 && action.sa_sigaction == &OnProbe;
+}
+
+// Not the first ones, which programs take for themselves.
+int ChooseSignal() {
+  for (int signal = SIGRTMAX - 1; signal >= SIGRTMIN; --signal) {
+    struct sigaction now {};
+    if (System().sigaction(signal, nullptr, &now) != 0 || (now.sa_flags & SA_SIGINFO) != 0 ||
+        now.sa_handler != SIG_DFL) {
+      continue;
+    }
+    struct sigaction action {};
+    action.sa_sigaction = &OnProbe;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART;
+    sigfillset(&action.sa_mask);
+    if (System().sigaction(signal, &action, nullptr) == 0) return signal;
+  }
+  return 0;
+}
+
+int Install() {
+  auto* const made = new (std::nothrow) Answer;
+  if (made == nullptr) return 0;
+  answer.store(made, std::memory_order_release);  // order: answer
+  fiber::internal::CallInForkedChildren(&ForgetQuestion);
+  return ChooseSignal();
+}
+
+// Our handler may have been replaced since: then the default would end the process.
+bool IsSignalOurs(int signal) {
+  struct sigaction now {};
+  return signal != 0 && System().sigaction(signal, nullptr, &now) == 0 && IsHandler(now);
+}
+
+// True when the answer is there. Until then, a few turns of nothing: it takes some 10 us, unless the thread has no CPU.
+bool Await(Answer& asked, uint64_t question, int64_t until_ns) {
+  const timespec turn{.tv_sec = 0, .tv_nsec = 50'000};
+  while (asked.state.load(std::memory_order_acquire) != Answer::kDone) {  // order: answer
+    if (fiber::internal::MonotonicNs() >= until_ns) {
+      uint64_t expected = question;
+      if (asked.state.compare_exchange_strong(expected, Answer::kIdle, std::memory_order_relaxed,
+                                              std::memory_order_relaxed)) {
+        return false;
+      }
+      // It is being given: that ends by itself.
+    }
+    nanosleep(&turn, nullptr);
+  }
+  return true;
+}
+
+}  // namespace
+
+std::optional<Stall::Kind> KindBetween(const ThreadActivity& before, const ThreadActivity& now) {
+  if (now.cpu_ns != before.cpu_ns) return Stall::Kind::kSpinning;
+  if (now.state == 'R') return std::nullopt;
+  return Stall::Kind::kBlocked;
+}
+
+int InstallProbeSignal() {
+  static const int signal = Install();
+  return signal;
+}
+
+ThreadProbe::ThreadProbe(pthread_t thread, pid_t tid, const ThreadState& state)
+    : tid_(tid), state_(state), has_clock_(pthread_getcpuclockid(thread, &clock_) == 0) {}
+
+int64_t ThreadProbe::CpuNs() const {
+  timespec now;
+  if (!has_clock_ || clock_gettime(clock_, &now) != 0) return -1;
+  return now.tv_sec * int64_t{1'000'000'000} + now.tv_nsec;
+}
+
+// The start of a file of the thread's in /proc. "": it cannot be read.
+std::string ThreadProbe::ReadProc(const char* file) const {
+  char path[64];
+  snprintf(path, sizeof path, "/proc/self/task/%d/%s", static_cast<int>(tid_), file);
+  const int fd = System().open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return "";
+  char text[512];
+  ssize_t size;
+  do {
+    size = System().read(fd, text, sizeof text);
+  } while (size < 0 && errno == EINTR);
+  System().close(fd);
+  return size <= 0 ? "" : std::string(text, static_cast<size_t>(size));
+}
+
+// "7 (a name) S 1 …": the name may have anything in it.
+char ThreadProbe::State() const {
+  const std::string stat = ReadProc("stat");
+  const size_t end_of_name = stat.rfind(") ");
+  return end_of_name == std::string::npos || end_of_name + 2 >= stat.size() ? '?' : stat[end_of_name + 2];
+}
+
+std::optional<Stall> ThreadProbe::Describe(Stall::Kind kind, absl::Duration duration, absl::Duration patience) const {
+  Record* const fiber = CurrentOf(state_);
+  if (fiber == nullptr) return std::nullopt;
+  fiber::internal::Identity identity = fiber::internal::IdentifyUnheld(*fiber);
+  // One that computes between many short waits is as often found in the kernel.
+  if (const char state = State(); kind == Stall::Kind::kSpinning && state != 'R' && state != '?') {
+    kind = Stall::Kind::kBlocked;
+  }
+  std::optional<Frames> frames =
+      kind == Stall::Kind::kSpinning ? AskForFrames(*fiber, patience) : ReadFrames(*fiber);
+  if (!frames.has_value() || identity.id == 0 || CurrentOf(state_) != fiber ||
+      fiber->id.load(std::memory_order_acquire) != identity.id) {  // order: owner
+    return std::nullopt;
+  }
+  return Stall{.kind = kind,
+               .fiber_id = identity.id,
+               .name = std::move(identity.name),
+               .site = identity.site,
+               .duration = duration,
+               .stack = *std::move(frames)};
+}
+
+std::optional<ThreadProbe::Frames> ThreadProbe::AskForFrames(const Record& fiber, absl::Duration patience) const {
+  const int signal = InstallProbeSignal();
+  if (!IsSignalOurs(signal)) return Frames();
+  Answer& mine = *answer.load(std::memory_order_acquire);  // order: answer
+  uint64_t idle = Answer::kIdle;
+  if (!mine.state.compare_exchange_strong(idle, Answer::kAsking, std::memory_order_acquire,  // order: answer
+                                          std::memory_order_relaxed)) {
+    return Frames();  // another runtime asks a thread of its own
+  }
+  mine.thread = &state_;
+  const uint64_t question = Answer::Asked(tid_);
+  mine.state.store(question, std::memory_order_release);  // order: answer
+  const int64_t until_ns = fiber::internal::MonotonicNs() + absl::ToInt64Nanoseconds(patience);
+  // It ran a few us ago. If it has gone to sleep since, in a call that does not restart, that is interrupted once.
+  if (System().tgkill(getpid(), tid_, signal) != 0) {
+    mine.state.store(Answer::kIdle, std::memory_order_relaxed);
+    return Frames();
+  }
+  if (!Await(mine, question, until_ns)) return Frames();
+  std::optional<Frames> frames;
+  if (mine.fiber == &fiber) {
+    StackImage stack{.low = mine.registers.sp, .bytes = std::vector<unsigned char>(mine.size)};
+    memcpy(stack.bytes.data(), mine.words, mine.size);
+    frames = Unwind(stack, mine.registers, kMostFrames);
+  }
+  mine.state.store(Answer::kIdle, std::memory_order_release);  // order: answer
+  return frames;
+}
+
+// While its CPU clock stands still, a thread does not run, and nobody else writes to its frames but who was given their
+// addresses: what is read between two looks at the clock was one state of the stack.
+std::optional<ThreadProbe::Frames> ThreadProbe::ReadFrames(const Record& fiber) const {
+  const int64_t before_ns = CpuNs();
+  // "0 0x3 … SP PC", from the number of the system call on; "-1 SP PC" for a page fault; "running".
+  const std::string where = ReadProc("syscall");
+  if (where.empty()) return Frames();
+  if (where[0] == 'r') return std::nullopt;
+  const size_t before_pc = where.rfind(' ');
+  const size_t before_sp = before_pc == 0 || before_pc == std::string::npos ? before_pc : where.rfind(' ', before_pc - 1);
+  if (before_sp == std::string::npos) return Frames();
+  Registers registers;
+  registers.sp = strtoull(where.c_str() + before_sp, nullptr, 16);
+  registers.pc = strtoull(where.c_str() + before_pc, nullptr, 16);
+
+  const WaitBlock* const block = fiber.block.load(std::memory_order_acquire);  // order: owner
+  if (block == nullptr) return std::nullopt;
+  StackImage stack{.low = registers.sp, .bytes = std::vector<unsigned char>(BytesToCopy(*block, registers.sp))};
+  if (stack.bytes.empty()) return std::nullopt;
+  const ssize_t read = System().process_vm_readv(stack.bytes.data(), reinterpret_cast<const void*>(registers.sp),
+                                                 stack.bytes.size());
+  stack.bytes.resize(read < 0 ? 0 : static_cast<size_t>(read));  // refused: the innermost frame alone
+  if (CpuNs() != before_ns) return std::nullopt;
+  return Unwind(stack, registers, kMostFrames);
+}
+
+}  // namespace sched::internal
