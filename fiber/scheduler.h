@@ -57,6 +57,13 @@ class Scheduler {
   // This scheduler's clock. Any thread.
   virtual int64_t NowNs() = 0;
 
+  // The running fiber is about to hold up its thread, until EndBlocking: what the thread would have run is for others to
+  // run. In between the thread is no worker. Worker, on a fiber's stack, as is EndBlocking.
+  virtual void BeginBlocking(internal::ThreadState&) {}
+  virtual void EndBlocking(internal::ThreadState&) {}
+  // Whether the running fiber has had the worker to itself for so long that it should let others run. Worker.
+  virtual bool IsSliceOver(internal::ThreadState&) { return true; }
+
   // A fiber ended: the last that is heard of it. Worker.
   virtual void OnFiberEnded(internal::ThreadState& thread) = 0;
   // A point at which a simulation may run somebody else, as another worker would. Worker, on a fiber's stack.
@@ -72,6 +79,8 @@ class Scheduler {
 
   // No other scheduler's, before or after: an address may come again. Any thread.
   uint64_t serial() const { return serial_; }
+
+  bool is_simulation() const { return is_simulation_; }
 
   // Whether all its fibers, present and future, are cancelled. Any thread. order: cancel
   bool is_cancelled() const { return is_cancelled_.load(std::memory_order_seq_cst); }

@@ -37,6 +37,11 @@ void Yield() {
   internal::YieldFiber();
 }
 
+void MaybeYield() {
+  internal::ThreadState& thread = ThisThread();
+  if (thread.current != nullptr && thread.scheduler->IsSliceOver(thread)) internal::YieldFiber();
+}
+
 absl::Status CheckCancelled() { return internal::CallerStatus(); }
 
 Deadline CurrentDeadline() {

@@ -25,6 +25,16 @@ absl::Status Sleep(Deadline deadline);
 // plain thread: sched_yield. Never blocks.
 void Yield();
 
+// For long computations: as Yield(), if this fiber has had its worker to itself for some milliseconds and others wait for
+// it; else next to nothing (2 ns), so it may stand in an inner loop. Does not look whether the fiber is cancelled: see
+// CheckCancelled(). In a simulation every call yields. Nothing on a plain thread. Never blocks.
+//
+//   for (const Row& row : rows) {
+//     Digest(row);
+//     fiber::MaybeYield();
+//   }
+void MaybeYield();
+
 // What every call that parks looks at first: kCancelled if this fiber was cancelled, with the cause's message;
 // kDeadlineExceeded if the ambient deadline has passed; else OK. For long computations. Never blocks.
 absl::Status CheckCancelled();

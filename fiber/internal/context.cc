@@ -4,6 +4,7 @@
 #include "fiber/internal/context.h"
 
 #include <boost/context/detail/fcontext.hpp>
+#include <sched.h>
 
 #include "fiber/internal/ambient.h"
 #include "fiber/internal/join.h"
@@ -236,6 +237,10 @@ bool BindStack(ThreadState& thread, Record& fiber, WaitBlock* spare) {
 void YieldFiber() {
   ThreadState& thread = ThisThread();
   const int saved_errno = *thread.errno_address;
+  if (thread.current->is_bound()) [[unlikely]] {
+    sched_yield();  // cannot fail
+    return;
+  }
   Record* next = nullptr;
   const bool is_left = thread.scheduler->TakeNextForYield(thread, &next);
   ThreadState& back = is_left ? Switch(thread, next, After::kYield) : thread;

@@ -50,7 +50,7 @@ struct alignas(128) Record {
   // The saved stack pointer while off its worker; before the first run, the Ambient it inherits. Atomic for PrefetchStack only.
   Atomic<void*> context{nullptr};
   Atomic<State> state{State::kFree};
-  uint32_t flags = 0;                // kFlag…; const from spawn to release
+  uint32_t flags = 0;                // kFlag…; const from spawn to release, but for kFlagBound
   Record* next = nullptr;            // link of the queue that holds it
   Atomic<WaitBlock*> block{nullptr};  // from the first run to the end; order: owner (release / acquire)
   Scheduler* scheduler = nullptr;    // const from spawn to release; who walks the slabs reads it with SchedulerOf
@@ -67,8 +67,10 @@ struct alignas(128) Record {
   static constexpr uint32_t kFlagHeapTask = 1;   // storage: void* task, SpawnExtras* extras
   static constexpr uint32_t kStackClassShift = 1;
   static constexpr uint32_t kStackClassMask = 3u << kStackClassShift;
+  static constexpr uint32_t kFlagBound = 16;  // to its thread: see NoMigrate. Set and cleared by the fiber itself
   static constexpr uint32_t kFlagEntered = 8;  // by who spawns it, which is outside: see EnterOnlyScheduler
 
+  bool is_bound() const { return (flags & kFlagBound) != 0; }
   StackClass stack_class() const {
     return static_cast<StackClass>((flags & kStackClassMask) >> kStackClassShift);
   }

@@ -97,7 +97,8 @@ Record& NewFiber(Scheduler* scheduler, SpawnExtras* extras, size_t stack_bytes,
   Record& fiber = AllocateRecordOrDelete(thread, extras);
   uint32_t entered = 0;
   if (scheduler == nullptr) {
-    scheduler = thread.scheduler;
+    // One whose fiber holds up this thread cannot end meanwhile.
+    scheduler = thread.scheduler != nullptr ? thread.scheduler : thread.blocks_for;
     if (scheduler == nullptr) {
       scheduler = &EnterOnlyScheduler(site);
       entered = Record::kFlagEntered;

@@ -63,7 +63,7 @@ struct Reaper {
     if (thread == nullptr) return;
     // A fiber has called exit(): it still stands on its worker, which others look for stacks, and what else is destroyed
     // may have it park.
-    if (thread->scheduler != nullptr) return;
+    if (thread->scheduler != nullptr || thread->blocks_for != nullptr) return;
     if (thread->plain_block != nullptr) {
       DropValues(*thread->plain_block);
       PlainBlocks::Get().Give(thread->plain_block);
@@ -114,6 +114,12 @@ void BecomeWorker(ThreadState& thread, Scheduler& scheduler, void* worker) {
   StackDepot::Get().RegisterCaches(thread.stacks);
 }
 
+void GiveStacks(ThreadState& thread) {
+  for (StackCache& cache : thread.stacks) {
+    if (cache.size() > 0) StackDepot::Get().GiveFrom(cache);
+  }
+}
+
 void StopBeingWorker(ThreadState& thread) {
   StackDepot::Get().UnregisterCaches(thread.stacks);
   thread.scheduler = nullptr;
@@ -124,6 +130,8 @@ void LeaveInFork(ThreadState& thread) {
   thread.current = nullptr;
   thread.scheduler = nullptr;
   thread.worker = nullptr;
+  thread.blocks_for = nullptr;
+  thread.set_aside = nullptr;
 }
 
 WaitBlock& PlainBlock(ThreadState& thread) {

@@ -2,6 +2,7 @@
 #ifndef WEFT_FIBER_INTERNAL_THREAD_STATE_H_
 #define WEFT_FIBER_INTERNAL_THREAD_STATE_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -20,15 +21,35 @@ struct ExceptionState {
   unsigned int uncaught;
 };
 
-// ThreadState is what the fiber layer knows about one OS thread, worker or plain. Everything is the thread's own.
+// Published is a pointer that one thread writes, and a monitor may read at any time. Relaxed: what it points to is never
+// freed, and nothing is concluded from it but that it is still the same.
+template <class T>
+class Published {
+ public:
+  Published& operator=(T* pointer) {
+    pointer_.store(pointer, std::memory_order_relaxed);
+    return *this;
+  }
+  operator T*() const { return pointer_.load(std::memory_order_relaxed); }  // NOLINT: reads like a pointer
+  T* operator->() const { return *this; }
+
+ private:
+  std::atomic<T*> pointer_{nullptr};
+};
+
+// ThreadState is what the fiber layer knows about one OS thread, worker or plain. Everything is the thread's own, but that
+// a monitor may look which fiber is on it.
 //
 // A pointer to it must not be kept across a park: the fiber may come back on another thread. Switch() therefore
 // returns the state of the thread it came back on, and ThisThread() is opaque to the compiler, which would
 // otherwise keep thread_local addresses across a park.
 struct ThreadState {
-  Record* current = nullptr;         // the fiber on this thread; null: the thread is on its own stack
+  Published<Record> current;         // the fiber on this thread; null: the thread is on its own stack
   Scheduler* scheduler = nullptr;    // whose worker this is; null: a plain thread
   void* worker = nullptr;            // the scheduler's own per-thread state
+  // While a fiber holds up this thread or is bound to it (blocking_region.h), which then is no worker.
+  void* set_aside = nullptr;         // what was `worker`
+  Scheduler* blocks_for = nullptr;   // what was `scheduler`, in a thread that counts as a plain one
 
   // Handed over across a switch.
   Record* from = nullptr;            // null: the thread's own stack was left
@@ -61,6 +82,8 @@ ThreadState& ThisThread();
 
 // The calling thread runs fibers of `scheduler` from here on, with `worker` as the scheduler's own per-thread state.
 void BecomeWorker(ThreadState& thread, Scheduler& scheduler, void* worker);
+// The free stacks that it keeps go to where others find them.
+void GiveStacks(ThreadState& thread);
 // Gives back what only a worker keeps.
 void StopBeingWorker(ThreadState& thread);
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fiber/internal/wait.h"
 
+#include "fiber/internal/blocking_region.h"
 #include "fiber/internal/cancel_node.h"
 #include "fiber/internal/context.h"
 #include "fiber/internal/futex.h"
@@ -109,6 +110,10 @@ uint32_t Wait::Park(Deadline deadline) {
 void Wait::ParkFiber() {
   CheckCanary(*block_);
   if (TryFinishParkEarly(*fiber_)) return;
+  if (fiber_->is_bound()) [[unlikely]] {
+    ParkBound(*fiber_);
+    return;
+  }
   ThreadState& thread = ThisThread();
   const int saved_errno = *thread.errno_address;
   Record* next = fiber_->scheduler->TakeNext(thread, nullptr);

@@ -34,7 +34,7 @@ constexpr size_t kCopyBytes = size_t{64} << 10;
 constexpr size_t kMostFrames = 64;
 
 // Which fiber a thread runs, asked from anywhere. Records are never unmapped.
-Record* CurrentOf(const ThreadState& thread) { return __atomic_load_n(&thread.current, __ATOMIC_RELAXED); }
+Record* CurrentOf(const ThreadState& thread) { return thread.current; }
 
 // Answer is where a thread that is asked leaves what it knows. One for the process: it is asked rarely.
 //

@@ -69,6 +69,10 @@ bool Trimmer::Look(Record& fiber) {
     return false;
   }
   if (!fiber::internal::TryHold(fiber)) return false;
+  if (fiber.is_bound()) {  // its thread stands on its stack while it is parked
+    fiber::internal::Release(fiber);
+    return false;
+  }
   WaitBlock& held = *fiber.block.load(std::memory_order_relaxed);
   held.trimmed_word.store(Asked(held.word.Load()), std::memory_order_relaxed);
   const void* stack_pointer = fiber.context.load(std::memory_order_relaxed);
