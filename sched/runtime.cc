@@ -29,7 +29,8 @@ absl::Status Runtime::Shutdown(fiber::Deadline deadline) {
   if (core_->is_copy()) {
     return absl::FailedPreconditionError("the runtime runs in the process that this one was forked from");
   }
-  if (fiber::internal::ThisThread().scheduler == core_) {
+  const fiber::internal::ThreadState& thread = fiber::internal::ThisThread();
+  if (thread.scheduler == core_ || thread.blocks_for == core_) {
     fiber::internal::Fatal("a runtime is shut down by one of its own fibers, which could never end");
   }
   core_->CancelAll();

@@ -5,6 +5,7 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <source_location>
 #include <utility>
 
@@ -12,6 +13,7 @@
 #include "absl/time/time.h"
 #include "fiber/deadline.h"
 #include "fiber/go.h"
+#include "sched/stall.h"
 
 namespace sched {
 
@@ -19,8 +21,22 @@ namespace sched {
 struct RuntimeOptions {
   // Worker threads. 0: the environment's WEFT_WORKERS, else the smaller of the CPUs this process may run on and the
   // tightest CPU quota of its control groups, rounded up. More than 1024, or a WEFT_WORKERS that is no number, ends the
-  // process. One worker is no substitute for a mutex: later versions may add spare threads.
+  // process. One worker is no substitute for a mutex: beside one that blocks, or computes for long, a spare thread runs.
   int workers = 0;
+  // Threads at most that run fibers or are held up by them: fiber::Blocking, system calls, computations without an end.
+  // When it is reached the other fibers wait, which is said in the log. At most 16384; with no more than `workers` there are
+  // no spare threads.
+  int max_threads = 512;
+  // A fiber that has a worker to itself for so long, while others wait, gets a spare thread beside it, and is reported
+  // (sched/stall.h). One that blocks in the kernel gets it as soon as that is seen.
+  absl::Duration stall_after = absl::Milliseconds(10);
+  // Called for each such stall, on a thread of its own, in place of the log: a test may fail there. It must neither throw nor
+  // shut the runtime down. (The log tells of each spawn site once a minute at most.)
+  std::function<void(const Stall&)> on_stall = nullptr;
+  // Wake an idle worker at once for every fiber that becomes runnable. Otherwise those that its own worker makes runnable
+  // may wait some 20 us for it to come by, so that workers are not woken for what is gone before they come; and if it
+  // computes meanwhile, 0.3 to 6 ms.
+  bool eager_wake = false;
   // How long Run() and ~Runtime wait for cancelled fibers before they name the survivors and end the process.
   absl::Duration drain = absl::Seconds(10);
   // Stack of fibers that ask for none; rounded up to a class (64 KiB, 256 KiB, 1 MiB, 8 MiB). Address space only:
@@ -36,10 +52,13 @@ struct RuntimeOptions {
 // Stats are counters of a runtime, consistent enough to watch it.
 struct Stats {
   int workers = 0;              // threads that run fibers
+  int threads = 0;              // the same, with those that fibers hold up, and spare ones that rest
   uint64_t fibers_spawned = 0;
   uint64_t fibers_live = 0;     // spawned and not ended
   uint64_t steals = 0;          // times a worker took another's fibers
   uint64_t worker_wakes = 0;    // times an idle worker was woken on purpose
+  uint64_t stalls_spinning = 0;  // times a fiber that computed got a spare thread beside it
+  uint64_t stalls_blocked = 0;   // times one that blocked its thread did, without fiber::Blocking
 };
 
 namespace internal {

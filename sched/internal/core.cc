@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "absl/strings/str_cat.h"
+#include "fiber/internal/blocking_region.h"
 #include "fiber/internal/fork.h"
 #include "fiber/internal/overflow.h"
 #include "fiber/internal/park.h"
@@ -65,12 +66,6 @@ size_t StackMemory(size_t asked) {
   return memory == SIZE_MAX ? 0 : memory / 2;
 }
 
-// What keeps threads from being made: they need a stack, too.
-constexpr char kThreadLimits[] =
-    "the limit on threads is reached (ulimit -u, the pids limit of the control group, "
-    "kernel.threads-max), or on address space (ulimit -v), locked memory after mlockall (ulimit -l) "
-    "or mappings (vm.max_map_count): raise it or ask for fewer workers";
-
 // Servers run out of descriptors long before the hard limit: take what we are allowed. Refused: the old limit stays.
 void RaiseDescriptorLimit() {
   const fiber::internal::SystemCalls& system = fiber::internal::System();
@@ -82,7 +77,17 @@ void RaiseDescriptorLimit() {
 
 void LeaveInFork() {
   ThreadState& thread = ThisThread();
-  if (dynamic_cast<Core*>(thread.scheduler) != nullptr) static_cast<Worker*>(thread.worker)->LeaveInFork();
+  fiber::Scheduler* const scheduler = thread.blocks_for != nullptr ? thread.blocks_for : thread.scheduler;
+  if (dynamic_cast<Core*>(scheduler) == nullptr) return;
+  void* const worker = thread.set_aside != nullptr ? thread.set_aside : thread.worker;
+  static_cast<Worker*>(worker)->LeaveInFork();
+}
+
+uint32_t MaxThreads(int asked) {
+  if (asked < 1 || asked > kMostThreads) {
+    Fatal("RuntimeOptions::max_threads = %d: it must be between 1 and %d", asked, kMostThreads);
+  }
+  return static_cast<uint32_t>(asked);
 }
 
 }  // namespace
@@ -90,9 +95,8 @@ void LeaveInFork() {
 Core::Core(const RuntimeOptions& options)
     : Scheduler(/*is_simulation=*/false),
       options_(options),
-      stack_class_(DefaultClass(options.default_stack_bytes)) {
-  const int workers = WorkerCount(options.workers);
-  for (int i = 0; i < workers; ++i) queues_.push_back(std::make_unique<RunQueue>(this));
+      stack_class_(DefaultClass(options.default_stack_bytes)),
+      crew_(*this, static_cast<uint32_t>(WorkerCount(options.workers)), MaxThreads(options.max_threads)) {
   RaiseDescriptorLimit();
   StackDepot::Get().SetMaxMemory(StackMemory(options.max_stack_memory));
   fiber::internal::InstallOverflowHandler();
@@ -111,24 +115,21 @@ void Core::AwaitForeigners() {
 }
 
 void Core::Start() {
-  for (uint32_t i = 0; i < worker_count(); ++i) {
-    workers_.push_back(std::make_unique<Worker>(*this, *queues_[i], i));
+  is_deferring_.store(!options_.eager_wake, std::memory_order_relaxed);
+  const uint32_t started = crew_.Start();
+  if (started == 0) Fatal("not one worker thread can be had: %s", kThreadLimits);
+  if (started < worker_count()) {
+    LogLine("only %u of %u worker threads can be had: %s", started, worker_count(), kThreadLimits);
   }
-  // Only now: a worker looks at its siblings' queues, not at their threads.
-  uint32_t started = 0;
-  while (started < workers_.size() && workers_[started]->Start()) ++started;
-  if (started == workers_.size()) return;
-  if (started == 0) {
-    Fatal("not one worker thread can be had: %s", kThreadLimits);
-  }
-  LogLine("only %u of %zu worker threads can be had: %s", started, workers_.size(), kThreadLimits);
-  workers_.resize(started);  // their queues stay, always empty
+  // There are no fibers yet.
+  if (!monitor_.Start()) is_deferring_.store(false, std::memory_order_relaxed);
 }
 
 void Core::Stop() {
   is_stopped_.store(true, std::memory_order_release);  // order: stop
+  monitor_.Stop();
   InterruptSleeper();  // whoever stops interrupts the next
-  for (const auto& worker : workers_) worker->Join();
+  crew_.Stop();
   EndEventSource();
   StackDepot& depot = StackDepot::Get();
   depot.DiscardIdle(depot.Excess());  // there may be no other runtime to do it little by little
@@ -161,7 +162,7 @@ void Core::QueueNew(Record& fiber) {
   if (Worker* worker = WorkerOf(thread); worker != nullptr) {
     AddOne(worker->queue().spawned);
     worker->PushUnstarted(fiber);
-    WakeIfIdle();
+    AfterPush(*worker);
     return;
   }
   ForeignEntry entry(*this);
@@ -181,6 +182,11 @@ void Core::RequeueNew(Record& fiber) {
 }
 
 void Core::QueueReady(Record& fiber) {
+  if (fiber.is_bound()) [[unlikely]] {
+    ForeignEntry entry(*this);
+    fiber::internal::WakeBound(fiber);
+    return;
+  }
   ThreadState& thread = ThisThread();
   if (Worker* worker = WorkerOf(thread); worker != nullptr) {
     if (thread.current == nullptr) {
@@ -189,7 +195,7 @@ void Core::QueueReady(Record& fiber) {
       return;
     }
     worker->PushNext(fiber);
-    WakeIfIdle();
+    AfterPush(*worker);
     return;
   }
   ForeignEntry entry(*this);
@@ -202,16 +208,70 @@ void Core::QueueYielded(Record& fiber) {
   if (inject_.size() > 0) {
     inject_.Push(fiber);
   } else {
-    WorkerOf(ThisThread())->PushReady(fiber);
+    Worker& worker = *WorkerOf(ThisThread());
+    worker.PushReady(fiber);
+    AfterPush(worker);
+    return;
   }
   WakeIfIdle();
+}
+
+void Core::AfterPush(Worker& worker) {
+  if (worker.is_standing()) [[unlikely]] {
+    HandOver(worker.queue());
+  } else if (!is_deferring()) {
+    WakeIfIdle();
+  }
+}
+
+void Core::HandOver(RunQueue& queue) {
+  // Bounded, for a queue whose owner goes on pushing.
+  size_t left = RunQueue::kRingSlots + RunQueue::kUnstartedSlots;
+  bool has_moved = false;
+  if (queue.next_slot.load(std::memory_order_seq_cst) != nullptr) {  // order: stand
+    if (Record* next = queue.next_slot.exchange(nullptr, std::memory_order_seq_cst); next != nullptr) {  // order: stand
+      inject_.Push(*next);
+      has_moved = true;
+    }
+  }
+  Record* some[64];
+  while (left > 0 && !queue.ring.is_empty()) {
+    const size_t count = queue.ring.TakeHalf(some);
+    if (count == 0) break;
+    for (size_t i = 0; i + 1 < count; ++i) some[i]->next = some[i + 1];
+    some[count - 1]->next = nullptr;
+    inject_.PushList(some[0], some[count - 1], count);
+    left -= std::min(left, count);
+    has_moved = true;
+  }
+  while (left > 0) {
+    Record* const oldest = queue.unstarted.TakeOldest();
+    if (oldest == nullptr) break;
+    unstarted_.Push(*oldest);
+    --left;
+    has_moved = true;
+  }
+  if (has_moved) WakeIfIdle();
+}
+
+void Core::BeginBlocking(ThreadState& thread) { static_cast<Worker*>(thread.worker)->BeginBlocking(); }
+
+void Core::EndBlocking(ThreadState& thread) { static_cast<Worker*>(thread.worker)->EndBlocking(); }
+
+bool Core::IsSliceOver(ThreadState& thread) {
+  const Worker* worker = static_cast<Worker*>(thread.worker);
+  if (worker == nullptr) return false;  // bound: it keeps nobody waiting
+  return worker->queue().slice_over.load(std::memory_order_relaxed) ==
+         worker->queue().runs.load(std::memory_order_relaxed);
 }
 
 Record* Core::TakeNext(ThreadState& thread, WaitBlock* spare) {
   Worker& worker = *static_cast<Worker*>(thread.worker);
   if (worker.is_maintenance_due()) return nullptr;
   Record* next = worker.TakeLocal(spare);
-  if (next != nullptr) worker.PayKeeper();
+  if (next == nullptr) return nullptr;
+  worker.PayKeeper();
+  worker.LookWhoWaits();
   return next;
 }
 
@@ -223,6 +283,7 @@ bool Core::TakeNextForYield(ThreadState& thread, Record** next) {
   }
   *next = worker.TakeLocal(nullptr);
   worker.PayKeeper();
+  worker.LookWhoWaits();
   return *next != nullptr || inject_.size() > 0;  // those from outside go first, also by way of the thread's own stack
 }
 
@@ -235,9 +296,13 @@ bool Core::ArmTimer(ThreadState& thread, WaitBlock& block, int64_t deadline_ns) 
   const int64_t now = fiber::internal::MonotonicNs();
   // A wait of 64 times that may be as late anyway (a sixty-fourth of its length).
   if (!TryFile(block, deadline_ns, kLate, deadline_ns - now >= 64 * kLate, this)) return true;
-  Worker& worker = *static_cast<Worker*>(thread.worker);
+  Worker* const worker = static_cast<Worker*>(thread.worker);
   try {
-    if (worker.queue().timers.File(block, deadline_ns, now)) worker.OweKeeper();  // told when a successor is found
+    if (worker == nullptr) {  // a bound fiber's thread: any queue will do
+      if (queues()[0]->timers.File(block, deadline_ns, now) && idle_.IsKeeperLate(EarliestDue())) InterruptSleeper();
+    } else if (worker->queue().timers.File(block, deadline_ns, now)) {
+      worker->OweKeeper();  // told when a successor is found
+    }
   } catch (const std::bad_alloc&) {
     ForgetTimer(block);
     return false;
@@ -245,7 +310,9 @@ bool Core::ArmTimer(ThreadState& thread, WaitBlock& block, int64_t deadline_ns) 
   return true;
 }
 
-void Core::AnnounceTimer(ThreadState& thread) { static_cast<Worker*>(thread.worker)->PayKeeper(); }
+void Core::AnnounceTimer(ThreadState& thread) {
+  if (thread.worker != nullptr) static_cast<Worker*>(thread.worker)->PayKeeper();
+}
 
 bool Core::EnterFromTimer() {
   foreign_spawned_.fetch_add(1, std::memory_order_seq_cst);  // order: close
@@ -266,20 +333,26 @@ void Core::OnFiberEnded(ThreadState& thread) {
 
 bool Core::HasFibers() const {
   if (inject_.size() > 0 || unstarted_.size() > 0) return true;
-  return std::any_of(queues_.begin(), queues_.end(),
-                     [](const auto& queue) { return queue->has_fibers(); });
+  const auto queues = crew_.queues();
+  return std::any_of(queues.begin(), queues.end(), [](const auto& queue) { return queue->has_fibers(); });
 }
 
 int64_t Core::EarliestDue() const {
   int64_t earliest = kNeverNs;
-  for (const auto& queue : queues_) earliest = std::min(earliest, queue->timers.next_due_ns());
+  for (const auto& queue : queues()) earliest = std::min(earliest, queue->timers.next_due_ns());
   return earliest;
 }
 
 uint64_t Core::Activity() const {
   uint64_t runs = 0;
-  for (const auto& queue : queues_) runs += queue->runs.load(std::memory_order_relaxed);
+  for (const auto& queue : crew_.all_queues()) runs += queue->runs.load(std::memory_order_relaxed);
   return runs;
+}
+
+uint64_t Core::Polls() const {
+  uint64_t polls = 0;
+  for (const auto& queue : crew_.all_queues()) polls += queue->polls.load(std::memory_order_relaxed);
+  return polls;
 }
 
 void Core::CancelAll() {
@@ -294,9 +367,9 @@ void Core::CancelAll() {
 // so if the sums are equal nothing was alive when the last end was counted, but for spawns from outside.
 bool Core::IsDrained() const {
   uint64_t ended = 0;
-  for (const auto& queue : queues_) ended += queue->ended.load(std::memory_order_acquire);
+  for (const auto& queue : crew_.all_queues()) ended += queue->ended.load(std::memory_order_acquire);
   uint64_t spawned = foreign_spawned_.load(std::memory_order_seq_cst);  // order: close
-  for (const auto& queue : queues_) spawned += queue->spawned.load(std::memory_order_acquire);
+  for (const auto& queue : crew_.all_queues()) spawned += queue->spawned.load(std::memory_order_acquire);
   return ended == spawned;
 }
 
@@ -341,15 +414,18 @@ std::string Core::DescribeFibers() {
 
 Stats Core::stats() const {
   Stats stats;
-  stats.workers = static_cast<int>(workers_.size());
+  stats.workers = static_cast<int>(std::min(crew_.seats(), crew_.threads()));
+  stats.threads = static_cast<int>(crew_.threads());
   uint64_t ended = 0;
-  for (const auto& queue : queues_) ended += queue->ended.load(std::memory_order_acquire);
+  for (const auto& queue : crew_.all_queues()) ended += queue->ended.load(std::memory_order_acquire);
   stats.fibers_spawned = foreign_spawned_.load(std::memory_order_acquire);
-  for (const auto& queue : queues_) {
+  for (const auto& queue : crew_.all_queues()) {
     stats.fibers_spawned += queue->spawned.load(std::memory_order_acquire);
     stats.steals += queue->steals.load(std::memory_order_relaxed);
   }
   stats.fibers_live = stats.fibers_spawned - ended;
+  stats.stalls_spinning = monitor_.stalls_spinning();
+  stats.stalls_blocked = monitor_.stalls_blocked();
   stats.worker_wakes = wakes_.load(std::memory_order_relaxed);
   return stats;
 }

@@ -6,16 +6,18 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
-#include <vector>
 
 #include "absl/functional/function_ref.h"
 #include "fiber/internal/fork.h"
 #include "fiber/internal/spin_lock.h"
 #include "fiber/scheduler.h"
 #include "sched/event_source.h"
+#include "sched/internal/crew.h"
 #include "sched/internal/futex_source.h"
 #include "sched/internal/idle.h"
+#include "sched/internal/monitor.h"
 #include "sched/internal/run_queue.h"
 #include "sched/internal/shared_queue.h"
 #include "sched/internal/trimmer.h"
@@ -24,6 +26,12 @@
 namespace sched::internal {
 
 class Worker;
+
+// What keeps threads from being made: they need a stack, too.
+inline constexpr char kThreadLimits[] =
+    "the limit on threads is reached (ulimit -u, the pids limit of the control group, "
+    "kernel.threads-max), or on address space (ulimit -v), locked memory after mlockall (ulimit -l) "
+    "or mappings (vm.max_map_count): raise it or ask for fewer workers";
 
 // Core is a runtime without its face: the run queues, the workers that run from them, and what they share. It is the
 // work-stealing implementation of fiber::Scheduler.
@@ -37,7 +45,14 @@ class Worker;
 //   a timer, or a yield
 //   unparked from outside     inject_
 //
-// Nothing is ever full. Every push is followed by a look at the idle word (idle.h).
+// Nothing is ever full. A push to a shared queue is followed by a look at the idle word (idle.h). One to a worker's own is
+// not, but with RuntimeOptions::eager_wake: whoever sleeps does not look there, so the worker answers for its queue:
+//
+//   as long as it runs fibers, it looks at each scheduling point whether some have waited for kDeferredWakeNs with somebody
+//     idle, and wakes one;
+//   if it stays in a fiber, the monitor sees that, moves them to the shared queues and wakes;
+//   if it stands (crew.h), the push itself moves them;
+//   it sleeps, or rests, only when its queue is empty, or emptied.
 class Core final : public fiber::Scheduler {
  public:
   explicit Core(const RuntimeOptions& options);
@@ -60,6 +75,9 @@ class Core final : public fiber::Scheduler {
   bool ArmTimer(fiber::internal::ThreadState& thread, fiber::internal::WaitBlock& block,
                 int64_t deadline_ns) override;
   void AnnounceTimer(fiber::internal::ThreadState& thread) override;
+  void BeginBlocking(fiber::internal::ThreadState& thread) override;
+  void EndBlocking(fiber::internal::ThreadState& thread) override;
+  bool IsSliceOver(fiber::internal::ThreadState& thread) override;
   bool EnterFromTimer() override;
   void LeaveFromTimer() override { foreign_spawned_.fetch_sub(1, std::memory_order_seq_cst); }  // order: close
   int64_t NowNs() override;
@@ -79,8 +97,15 @@ class Core final : public fiber::Scheduler {
   EventSource* InstallEventSource(absl::FunctionRef<std::unique_ptr<EventSource>()> make);
 
   // For workers.
-  const std::vector<std::unique_ptr<RunQueue>>& queues() const { return queues_; }
-  uint32_t worker_count() const { return static_cast<uint32_t>(queues_.size()); }
+  std::span<const std::unique_ptr<RunQueue>> queues() const { return crew_.queues(); }
+  // Seats: so many run fibers at once.
+  uint32_t worker_count() const { return crew_.seats(); }
+  Crew& crew() { return crew_; }
+  Monitor& monitor() { return monitor_; }
+  // Whether a worker's own pushes wake nobody at once. It takes a monitor.
+  bool is_deferring() const { return is_deferring_.load(std::memory_order_relaxed); }
+  // Moves all fibers of a queue to the shared ones, and wakes somebody for them. Anyone.
+  void HandOver(RunQueue& queue);
   SharedQueue& inject() { return inject_; }
   SharedQueue& unstarted() { return unstarted_; }
   Idle& idle() { return idle_; }
@@ -89,6 +114,12 @@ class Core final : public fiber::Scheduler {
   uint64_t Activity() const;
   bool is_stopped() const { return is_stopped_.load(std::memory_order_acquire); }  // order: stop
   bool HasFibers() const;
+  // Those that a worker has to look for before it sleeps: under the deferred rule owners answer for their queues.
+  bool HasFibersToFind() const {
+    return is_deferring() ? inject_.size() > 0 || unstarted_.size() > 0 : HasFibers();
+  }
+  // So many polls have begun.
+  uint64_t Polls() const;
   int64_t EarliestDue() const;
   // Null where there are no descriptors: then there is nothing to look at for events.
   EventSource* installed_source() const {
@@ -119,6 +150,7 @@ class Core final : public fiber::Scheduler {
     Core& core_;
   };
 
+  void AfterPush(Worker& worker);
   Worker* WorkerOf(const fiber::internal::ThreadState& thread) const;
   bool IsDrained() const;
   void AwaitForeigners();
@@ -127,8 +159,9 @@ class Core final : public fiber::Scheduler {
   const uint64_t fork_generation_ = fiber::internal::ForkGeneration();
   const RuntimeOptions options_;
   const fiber::internal::StackClass stack_class_;
-  std::vector<std::unique_ptr<RunQueue>> queues_;  // const after the constructor
-  std::vector<std::unique_ptr<Worker>> workers_;   // const after Start
+  Crew crew_;
+  Monitor monitor_{*this};
+  Atomic<bool> is_deferring_{false};  // const after Start, whose last step may be to clear it
   Idle idle_;
   SharedQueue inject_;     // Ready fibers
   SharedQueue unstarted_;  // New fibers

@@ -14,6 +14,7 @@
 namespace sched::internal {
 
 inline constexpr int kMaxWorkers = 1024;
+inline constexpr int kMostThreads = 16384;
 
 // CpuSources says where to ask; tests answer for the kernel.
 struct CpuSources {

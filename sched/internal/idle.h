@@ -46,6 +46,7 @@
 #ifndef WEFT_SCHED_INTERNAL_IDLE_H_
 #define WEFT_SCHED_INTERNAL_IDLE_H_
 
+#include <algorithm>
 #include <cstdint>
 
 #include "fiber/internal/atomic.h"
@@ -65,7 +66,7 @@ class Idle {
   [[nodiscard]] bool TryStartSearching(uint32_t workers) {
     uint64_t word = word_.load(std::memory_order_relaxed);
     for (;;) {
-      const uint64_t awake = workers - IdleOf(word);
+      const uint64_t awake = workers - std::min(workers, IdleOf(word));  // there may be more for a while (Crew::AddSeats)
       if (2 * SearchingOf(word) >= awake) return false;
       if (word_.compare_exchange_weak(word, word + kSearching,
                                       std::memory_order_seq_cst,  // order: idle-wake
@@ -141,6 +142,12 @@ class Idle {
   // Also read after pushes, to spare the rest when nobody is idle: hence as strong as TryWake's.
   uint32_t idle() const {
     return IdleOf(word_.load(std::memory_order_seq_cst));  // order: idle-wake
+  }
+
+  // Whether somebody has nothing to do. A hint.
+  bool has_others() const {
+    const uint64_t word = word_.load(std::memory_order_relaxed);
+    return IdleOf(word) > 0 || SearchingOf(word) > 0;
   }
 
  private:

@@ -93,6 +93,12 @@ class Ring {
     return head_.load(std::memory_order_seq_cst) ==  // order: idle-wake
            tail_.load(std::memory_order_seq_cst);    // order: idle-wake
   }
+  // Anyone. A guess: the two are not read at once.
+  uint64_t apparent_size() const {
+    const uint64_t head = head_.load(std::memory_order_relaxed);
+    const uint64_t tail = tail_.load(std::memory_order_relaxed);
+    return tail > head ? tail - head : 0;
+  }
   // Owner only, and exact for it but for thieves.
   uint64_t size() const {
     return tail_.load(std::memory_order_relaxed) - head_.load(std::memory_order_relaxed);

@@ -28,6 +28,14 @@ struct alignas(64) RunQueue {
   // exchange. order: idle-wake — the exchange that fills it is a "push".
   Atomic<Record*> next_slot{nullptr};
   Atomic<uint64_t> runs{0};  // fibers taken to run; written by the owner. Stands still while it is in one
+  // The run that has lasted for too long: its fiber is to yield when it can. Written by the monitor.
+  Atomic<uint64_t> slice_over{UINT64_MAX};
+  // Since when the owner has left fibers here at each of its scheduling points, while others had nothing to do; 0: it has
+  // not. Written by the owner; a hint for thieves.
+  Atomic<int64_t> waiting_since_ns{0};
+  // At this tick of its owner the thread's own stack has a turn. Written by the owner, and set to zero by the monitor, which
+  // is lost if the owner is just writing: then the monitor comes again.
+  Atomic<uint64_t> maintenance_at{0};
 
   Ring<kRingSlots> ring;
   UnstartedDeque<kUnstartedSlots> unstarted;
@@ -37,11 +45,17 @@ struct alignas(64) RunQueue {
   alignas(64) Atomic<uint64_t> spawned{0};
   Atomic<uint64_t> ended{0};
   Atomic<uint64_t> steals{0};
+  Atomic<uint64_t> polls{0};
 
   // The idle protocol's look.
   bool has_fibers() const {
     return next_slot.load(std::memory_order_seq_cst) != nullptr ||  // order: idle-wake
            !ring.is_empty() || !unstarted.is_empty();
+  }
+  // More than a moment's: worth a thief's trouble at once.
+  bool has_many() const {
+    constexpr uint64_t kMany = 4;
+    return ring.apparent_size() + unstarted.apparent_size() >= kMany;
   }
 };
 

@@ -38,6 +38,7 @@ bool TimerQueue::File(WaitBlock& block, int64_t deadline_ns, int64_t now_ns) {
 bool TimerQueue::Expire(int64_t now_ns) try {
   // The caller is a worker on its own stack: it does not migrate.
   thread_local std::vector<TimerWheel::Entry> due;
+  expiring_.fetch_add(1, std::memory_order_seq_cst);  // order: idle-wake
   bool has_more = next_due_ns() <= now_ns;
   bool is_earlier = false;
   while (has_more) {
@@ -53,6 +54,7 @@ bool TimerQueue::Expire(int64_t now_ns) try {
     }
     due.clear();
   }
+  expiring_.fetch_sub(1, std::memory_order_seq_cst);  // order: idle-wake
   return is_earlier;
 } catch (const std::bad_alloc&) {
   // What was taken off the wheel would never be due again, and the sleepers have no way to fail by now.

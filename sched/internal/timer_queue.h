@@ -27,6 +27,17 @@ class TimerQueue {
   // entries were filed anew under later deadlines. By a worker on its own stack.
   [[nodiscard]] bool Expire(int64_t now_ns);
 
+  // Nothing is filed, and nobody is about to file anew what he has taken off. It stays so if there is no owner who files.
+  //
+  // Whoever expires takes entries off, so that the earliest instant may be never for a moment, and may file some anew. If he
+  // is seen to be at it, the answer is no. If he had ended by then, the second reading finds what he filed; whoever begins
+  // later than the first reading found nothing to take.
+  bool is_at_rest() const {
+    return next_due_ns() == fiber::internal::kNeverNs &&
+           expiring_.load(std::memory_order_seq_cst) == 0 &&  // order: idle-wake
+           next_due_ns() == fiber::internal::kNeverNs;
+  }
+
   // How late an entry may fall due (TimerWheel's widest slot).
   static constexpr int64_t kLatenessNs = int64_t{1} << 20;
 
@@ -44,6 +55,7 @@ class TimerQueue {
   fiber::internal::SpinLock lock_;
   TimerWheel wheel_ ABSL_GUARDED_BY(lock_);
   size_t sweep_at_ ABSL_GUARDED_BY(lock_) = kSmallestSweep;
+  fiber::internal::Atomic<uint32_t> expiring_{0};  // so many are in Expire
   fiber::internal::Atomic<int64_t> next_due_ns_{fiber::internal::kNeverNs};  // written under lock_
 };
 

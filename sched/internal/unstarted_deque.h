@@ -82,6 +82,13 @@ class UnstartedDeque {
     }
   }
 
+  // Anyone. A guess: the two are not read at once.
+  uint64_t apparent_size() const {
+    const int64_t top = top_.load(std::memory_order_relaxed);
+    const int64_t bottom = bottom_.load(std::memory_order_relaxed);
+    return bottom > top ? static_cast<uint64_t>(bottom - top) : 0;
+  }
+
   // Anyone. The idle protocol's look.
   bool is_empty() const {
     return top_.load(std::memory_order_seq_cst) >=  // order: idle-wake

@@ -4,10 +4,12 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <unistd.h>
 
 #include <algorithm>
 
 #include "fiber/internal/context.h"
+#include "fiber/internal/futex.h"
 #include "fiber/internal/overflow.h"
 #include "fiber/internal/stack_pool.h"
 #include "fiber/internal/system_calls.h"
@@ -27,10 +29,30 @@ Worker::Worker(Core& core, RunQueue& queue, uint32_t index)
     : core_(core), queue_(queue), index_(index), random_((index + 1) * 0x9E3779B97F4A7C15u) {}
 
 bool Worker::Start() {
-  return System().pthread_create(&thread_, nullptr, &Entry, this) == 0;
+  if (has_thread_) Join();  // the last one, which has said that it leaves
+  has_thread_ = System().pthread_create(&thread_, nullptr, &Entry, this) == 0;
+  return has_thread_;
 }
 
-void Worker::Join() { pthread_join(thread_, nullptr); }  // cannot fail: it is joined once, and by others
+void Worker::Join() {
+  pthread_join(thread_, nullptr);  // cannot fail: it is joined once, and by others
+  has_thread_ = false;
+}
+
+void Worker::Leave() {
+  published_state_.store(nullptr, std::memory_order_release);  // order: publish
+  mode_.store(Mode::kGone, std::memory_order_seq_cst);         // order: stand
+}
+
+void Worker::Call() {
+  calls_.fetch_add(1, std::memory_order_release);  // order: call
+  fiber::internal::FutexWake(calls_, 1);
+}
+
+void Worker::AwaitCall(uint32_t seen, int64_t deadline_ns) {
+  while (calls() == seen && fiber::internal::FutexWait(calls_, seen, deadline_ns)) {
+  }
+}
 
 void* Worker::Entry(void* worker) {
   static_cast<Worker*>(worker)->Main();
@@ -61,16 +83,57 @@ void Worker::Main() {
   System().prctl(PR_SET_TIMERSLACK, 10'000UL);
   state_ = &fiber::internal::ThisThread();
   fiber::internal::BecomeWorker(*state_, core_, this);
+  thread_id_.store(gettid(), std::memory_order_relaxed);
+  published_state_.store(state_, std::memory_order_release);  // order: publish
+  role_ = Idle::Role::kBusy;
   RunFibers();
   fiber::internal::StopBeingWorker(*state_);
 }
 
-// Until the runtime is stopped.
+// Until the runtime is stopped, or nobody needs this thread.
 void Worker::RunFibers() {
   while (Record* next = FindNext()) {
+    AddOne(queue_.runs);
     fiber::internal::Switch(*state_, next, After::kNothing);
   }
-  core_.InterruptSleeper();  // the next one may sleep on
+  if (core_.is_stopped()) core_.InterruptSleeper();  // the next one may sleep on
+}
+
+// What the fiber's thread would have run goes to others, first the fibers that are queued here, then the seat.
+void Worker::BeginBlocking() {
+  PayKeeper();
+  if (core_.crew().has_spares() && !core_.crew().StandUp(*this)) return;
+  core_.HandOver(queue_);
+  // Somebody who is awake next looks for fibers, events and timers anyway; the monitor calls for another if that is not enough.
+  if (is_standing() && core_.idle().idle() == 0) core_.crew().FillSeats();
+}
+
+// The fiber goes on here, beside whoever has the seat now, until its next scheduling point.
+void Worker::EndBlocking() {
+  if (is_standing() && !core_.crew().TryTakeSeat(*this)) {
+    queue_.maintenance_at.store(0, std::memory_order_relaxed);
+    return;
+  }
+  core_.monitor().WakeIfAsleep();
+}
+
+// At a scheduling point, on the thread's own stack, without a seat or with one too many. True: seated again, maybe much
+// later. False: the thread is to end.
+bool Worker::StopStanding() {
+  if (core_.crew().TryTakeSeat(*this)) return true;
+  core_.HandOver(queue_);
+  PayKeeper();
+  if (role_ == Idle::Role::kSearcher) {
+    role_ = Idle::Role::kBusy;
+    (void)core_.idle().StopSearching();
+    core_.WakeIfIdle();  // whoever relied on it
+  }
+  fiber::internal::GiveStacks(*state_);
+  queue_.waiting_since_ns.store(0, std::memory_order_relaxed);
+  if (!core_.crew().Rest(*this)) return false;
+  queue_.maintenance_at.store(0, std::memory_order_relaxed);
+  poll_at_ = 0;
+  return true;
 }
 
 // What the child becomes by exec would keep the signals blocked.
@@ -100,6 +163,7 @@ void Worker::PushReady(Record& fiber) {
     core_.inject().PushList(oldest[0], oldest[count - 1], count);
     moved += count;
   }
+  core_.WakeIfIdle();
   if (!queue_.ring.Push(fiber)) core_.inject().Push(fiber);
 }
 
@@ -128,6 +192,7 @@ void Worker::PushUnstarted(Record& fiber) {
     ++count;
   }
   if (first != nullptr) core_.unstarted().PushList(first, last, count);
+  core_.WakeIfIdle();
   if (!queue_.unstarted.Push(fiber)) core_.unstarted().Push(fiber);
 }
 
@@ -176,13 +241,18 @@ Record* Worker::FindNext() {
   fiber::internal::Backoff backoff;
   for (;;) {
     if (core_.is_stopped()) return nullptr;
+    if (core_.crew().has_surplus()) [[unlikely]] (void)core_.crew().StandUp(*this);
+    if (is_standing()) [[unlikely]] {
+      if (!StopStanding()) return nullptr;
+    }
     if (is_maintenance_due()) {
       if (Record* fiber = Maintain(); fiber != nullptr) return Found(fiber);
     }
     if (Record* fiber = TakeLocal(nullptr); fiber != nullptr) return Found(fiber);
     if (Record* fiber = TakeShared(); fiber != nullptr) return Found(fiber);
-    if (core_.worker_count() > 1) {
+    if (core_.queues().size() > 1) {
       if (EventSource* source = core_.installed_source(); source != nullptr) {
+        AddOne(queue_.polls);
         source->Poll(0);
         if (Record* fiber = TakeLocal(nullptr); fiber != nullptr) return Found(fiber);
       }
@@ -198,6 +268,7 @@ Record* Worker::FindNext() {
 // A fiber to run, found on the thread's own stack: there may be more where it came from.
 Record* Worker::Found(Record* fiber) {
   PayKeeper();
+  core_.monitor().WakeIfAsleep();
   if (role_ == Idle::Role::kSearcher) {
     role_ = Idle::Role::kBusy;
     if (core_.idle().StopSearching()) core_.WakeIfIdle();
@@ -210,11 +281,13 @@ Record* Worker::Found(Record* fiber) {
 // A turn for what does not come by itself: timers, events, and fibers queued from outside, one of which goes first.
 Record* Worker::Maintain() {
   ExpireTimers();
-  maintenance_at_ = tick_ + (queue_.timers.next_due_ns() == kNeverNs ? kMaintenanceRounds : kTimerRounds);
+  queue_.maintenance_at.store(
+      tick_ + (queue_.timers.next_due_ns() == kNeverNs ? kMaintenanceRounds : kTimerRounds), std::memory_order_relaxed);
   if (tick_ < poll_at_) return nullptr;
   poll_at_ = tick_ + kMaintenanceRounds;
   core_.trimmer().Step(fiber::internal::MonotonicNs(), core_.Activity());
   if (StackDepot::Get().HasWaiters()) core_.RetryStacks();
+  AddOne(queue_.polls);
   if (EventSource* source = core_.installed_source(); source != nullptr) source->Poll(0);
   return TakeOneShared();
 }
@@ -231,13 +304,14 @@ Record* Worker::TakeOneShared() {
   return Bound(core_.unstarted().Take(1, &count));
 }
 
-// A fair share of a shared queue, into the own queue. Few at once: large batches thrash.
+// A fair share of a shared queue, into the own queue, from either by turns as above. Few at once: large batches thrash.
 Record* Worker::TakeShared() {
-  const auto share = [this](const SharedQueue& queue) {
-    return std::min(queue.size() / core_.worker_count() + 1, kMostTakenAtOnce);
-  };
+  is_unstarted_turn_ = !is_unstarted_turn_;
+  if (is_unstarted_turn_) {
+    if (Record* fiber = TakeSharedUnstarted(); fiber != nullptr) return fiber;
+  }
   size_t count;
-  if (Record* list = core_.inject().Take(share(core_.inject()), &count); list != nullptr) {
+  if (Record* list = core_.inject().Take(ShareOf(core_.inject()), &count); list != nullptr) {
     for (Record* fiber = list->next; fiber != nullptr;) {
       Record* next = fiber->next;
       PushReady(*fiber);
@@ -245,8 +319,13 @@ Record* Worker::TakeShared() {
     }
     return list;
   }
+  return TakeSharedUnstarted();
+}
+
+Record* Worker::TakeSharedUnstarted() {
   for (;;) {
-    Record* list = core_.unstarted().Take(share(core_.unstarted()), &count);
+    size_t count;
+    Record* list = core_.unstarted().Take(ShareOf(core_.unstarted()), &count);
     if (list == nullptr) return nullptr;
     for (Record* fiber = list->next; fiber != nullptr;) {
       Record* next = fiber->next;
@@ -257,20 +336,36 @@ Record* Worker::TakeShared() {
   }
 }
 
+size_t Worker::ShareOf(const SharedQueue& queue) const {
+  return std::min(queue.size() / core_.worker_count() + 1, kMostTakenAtOnce);
+}
+
+// Fibers that their own worker takes in a moment are better left to it: under the deferred rule it says when they have
+// waited, and the monitor takes them from one that stays in a fiber.
+bool Worker::MayTakeFrom(const RunQueue& victim) const {
+  if (!core_.is_deferring() || victim.has_many() || fiber::internal::kIsModel) return true;
+  const int64_t since = victim.waiting_since_ns.load(std::memory_order_relaxed);
+  return since != 0 && fiber::internal::MonotonicNs() - since >= kDeferredWakeNs;
+}
+
 Record* Worker::TakeFromOthers() {
-  const uint32_t count = core_.worker_count();
+  const auto queues = core_.queues();
+  const auto count = static_cast<uint32_t>(queues.size());
+  uint32_t start = 0;
   for (int round = 0; round < kSearchRounds; ++round) {
-    const uint32_t start = static_cast<uint32_t>(Random() % count);
+    start = static_cast<uint32_t>(Random() % count);
     for (uint32_t i = 0; i < count; ++i) {
       const uint32_t victim = (start + i) % count;
-      if (victim == index_) continue;
-      if (Record* fiber = StealFrom(*core_.queues()[victim]); fiber != nullptr) return fiber;
+      if (victim == index_ || !MayTakeFrom(*queues[victim])) continue;
+      if (Record* fiber = StealFrom(*queues[victim]); fiber != nullptr) return fiber;
     }
     if (Record* fiber = TakeShared(); fiber != nullptr) return fiber;
   }
-  for (uint32_t i = 1; i < count; ++i) {
-    RunQueue& victim = *core_.queues()[(index_ + i) % count];
-    if (Record* fiber = StealNextSlot(victim); fiber != nullptr) return fiber;
+  if (core_.is_deferring()) return nullptr;
+  for (uint32_t i = 0; i < count; ++i) {
+    const uint32_t index = (start + i) % count;
+    if (index == index_) continue;
+    if (Record* fiber = StealNextSlot(*queues[index]); fiber != nullptr) return fiber;
   }
   return nullptr;
 }
@@ -321,14 +416,41 @@ void Worker::TellKeeper() {
   if (idle.idle() > 0 && idle.IsKeeperLate(core_.EarliestDue())) core_.InterruptSleeper();
 }
 
+// Idle no more.
+void Worker::Wake() {
+  mode_.store(Mode::kSeated, std::memory_order_seq_cst);  // order: stand
+  role_ = core_.idle().Leave();
+}
+
+void Worker::LookWhoWaits() {
+  if (!core_.is_deferring()) return;
+  const bool matters = core_.idle().has_others() && queue_.has_fibers();
+  const int64_t since = queue_.waiting_since_ns.load(std::memory_order_relaxed);
+  if (!matters) [[likely]] {
+    if (since != 0) queue_.waiting_since_ns.store(0, std::memory_order_relaxed);
+    return;
+  }
+  const int64_t now = fiber::internal::MonotonicNs();
+  if (since == 0) {
+    queue_.waiting_since_ns.store(now, std::memory_order_relaxed);
+  } else if (now - since >= kDeferredWakeNs) {
+    core_.WakeIfIdle();
+  }
+}
+
 // `backoff`: of the loop that finds neither work nor sleep.
 void Worker::Sleep(fiber::internal::Backoff& backoff) {
   const int64_t now = fiber::internal::MonotonicNs();
   core_.trimmer().Step(now, core_.Activity());
   Idle& idle = core_.idle();
+  Mode seated = Mode::kSeated;
+  if (!mode_.compare_exchange_strong(seated, Mode::kAsleep, std::memory_order_seq_cst,  // order: stand
+                                     std::memory_order_relaxed)) {
+    return;  // who stands has no place among the idle
+  }
   idle.Enter(role_);
-  if (core_.HasFibers() || core_.is_stopped()) {
-    role_ = idle.Leave();
+  if (core_.HasFibersToFind() || core_.is_stopped()) {
+    Wake();
     // Another worker has them, and may have lost its CPU on the way to running them.
     backoff.PauseForAny();
     return;
@@ -341,7 +463,7 @@ void Worker::Sleep(fiber::internal::Backoff& backoff) {
   if (core_.EarliestDue() >= due) core_.sleeping_source().Poll(is_keeper ? due : kNeverNs);
   if (is_keeper) idle.StopKeeping(due);
   OweKeeper();
-  role_ = idle.Leave();
+  Wake();
   ExpireTimers();
   if (StackDepot::Get().HasWaiters()) core_.RetryStacks();
 }

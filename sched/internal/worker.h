@@ -13,35 +13,76 @@
 #include "fiber/internal/wait_block.h"
 #include "sched/internal/idle.h"
 #include "sched/internal/run_queue.h"
+#include "sched/internal/shared_queue.h"
 
 namespace sched::internal {
 
 class Core;
 
-// Worker is a thread that runs fibers from a run queue. All of it belongs to that thread.
+// Worker is a thread that runs fibers from a run queue. All of it belongs to that thread, but for its mode and what Crew does
+// with it; crew.h has the modes.
 //
 // Fibers hand the worker to each other directly (TakeLocal, on the stack of the one that leaves). When that finds nothing,
 // or a turn of maintenance is due, the thread's own stack is switched to, and looks further: shared queues, events,
 // timers, other workers' queues, sleep.
 class Worker {
  public:
+  enum class Mode : uint32_t { kGone, kSeated, kAsleep, kStanding, kResting };
+
   Worker(Core& core, RunQueue& queue, uint32_t index);
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
 
-  // False: no thread could be had.
+  // For Crew, under its lock. Start: false: no thread could be had.
   [[nodiscard]] bool Start();
+  bool has_thread() const { return has_thread_; }
   void Join();
+  void Sit() { mode_.store(Mode::kSeated, std::memory_order_seq_cst); }      // order: stand
+  void LieDown() { mode_.store(Mode::kResting, std::memory_order_seq_cst); }  // order: stand
+  void Leave();
+  // Seated → standing.
+  [[nodiscard]] bool TryStand() {
+    Mode seated = Mode::kSeated;
+    return mode_.compare_exchange_strong(seated, Mode::kStanding, std::memory_order_seq_cst,  // order: stand
+                                         std::memory_order_relaxed);
+  }
+  void Call();
+  uint32_t calls() const { return calls_.load(std::memory_order_acquire); }  // order: call
+  // Until a call comes after the first `seen`, or until `deadline_ns`. By the worker, without the lock.
+  void AwaitCall(uint32_t seen, int64_t deadline_ns);
+  Worker* next_resting = nullptr;
+  uint32_t pins = 0;
+
+  Mode mode() const { return mode_.load(std::memory_order_seq_cst); }  // order: stand
+  // What it pushed may be looked for by nobody: see crew.h.
+  bool is_standing() const { return mode() == Mode::kStanding; }
+
+  // For the monitor, in Crew::ForEach: the thread's state, null while it has not begun.
+  const fiber::internal::ThreadState* state() const {
+    return published_state_.load(std::memory_order_acquire);  // order: publish
+  }
+  pthread_t thread() const { return thread_; }
+  pid_t thread_id() const { return thread_id_.load(std::memory_order_relaxed); }
+
+  // A fiber on it is about to block, and has done so.
+  void BeginBlocking();
+  void EndBlocking();
 
   // In a child of fork(), by this worker's thread, which is the only one there: it is a plain thread from here on.
   void LeaveInFork();
 
-  RunQueue& queue() { return queue_; }
+  RunQueue& queue() const { return queue_; }
+  uint32_t index() const { return index_; }
 
   // The next fiber of its own queue, with a stack; null: none. Also on a fiber's stack.
   Record* TakeLocal(fiber::internal::WaitBlock* spare);
   // Whether the thread's own stack must have a turn now: for timers, events and what was queued from outside.
-  bool is_maintenance_due() const { return tick_ >= maintenance_at_; }
+  bool is_maintenance_due() const {
+    return tick_ >= queue_.maintenance_at.load(std::memory_order_relaxed);
+  }
+  // At a scheduling point, when a successor has been found: fibers that go on waiting here, with somebody idle, are worth a
+  // wake-up. (Without the deferred wake rule each push has seen to that.)
+  void LookWhoWaits();
 
   // A deadline became earlier: before it runs a fiber, the worker looks whether the keeper knows (idle.h).
   void OweKeeper() { owes_keeper_ = true; }
@@ -65,12 +106,20 @@ class Worker {
   static constexpr size_t kMostTakenAtOnce = 32;
   static constexpr int kSearchRounds = fiber::internal::kIsModel ? 1 : 4;
 
+  // So long fibers may wait behind those of their own worker before another is woken for them: a wake-up costs twice that
+  // and more, and most are gone by then. 20 to 300 us measure alike, 5 and less cost as much as none.
+  static constexpr int64_t kDeferredWakeNs = 20'000;
+
   static void* Entry(void* worker);
   void Main();
+  bool MayTakeFrom(const RunQueue& victim) const;
+  bool StopStanding();
   void RunFibers();
   Record* FindNext();
   Record* Maintain();
   Record* TakeShared();
+  Record* TakeSharedUnstarted();
+  size_t ShareOf(const SharedQueue& queue) const;
   Record* TakeOneShared();
   Record* TakeFromOthers();
   Record* StealFrom(RunQueue& victim);
@@ -78,6 +127,7 @@ class Worker {
   Record* Bound(Record* fiber);
   Record* Found(Record* fiber);
   void Sleep(fiber::internal::Backoff& backoff);
+  void Wake();
   void ExpireTimers();
   void TellKeeper();
   uint64_t Random();
@@ -87,10 +137,14 @@ class Worker {
   const uint32_t index_;
   fiber::internal::ThreadState* state_ = nullptr;
   pthread_t thread_{};
+  bool has_thread_ = false;
+  Atomic<pid_t> thread_id_{0};
+  Atomic<Mode> mode_{Mode::kGone};
+  Atomic<uint32_t> calls_{0};  // futex. order: call — release by who calls, acquire by the worker
+  Atomic<const fiber::internal::ThreadState*> published_state_{nullptr};
   sigset_t inherited_signals_{};  // blocked by whoever made the thread
   Idle::Role role_ = Idle::Role::kBusy;
   uint64_t tick_ = 0;
-  uint64_t maintenance_at_ = 0;
   uint64_t poll_at_ = 0;
   uint32_t next_runs_ = 0;
   uint64_t turns_ = 0;  // rounds that found no fiber in the next-slot

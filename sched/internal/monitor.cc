@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sched/internal/monitor.h"
+
+#include <signal.h>
+#include <sys/prctl.h>
+
+#include <algorithm>
+
+#include "absl/time/time.h"
+#include "fiber/internal/futex.h"
+#include "fiber/internal/system_calls.h"
+#include "fiber/internal/thread_state.h"
+#include "sched/internal/core.h"
+#include "sched/internal/stall_probe.h"
+#include "sched/internal/worker.h"
+
+namespace sched::internal {
+
+using fiber::internal::kNeverNs;
+using fiber::internal::LogLine;
+using fiber::internal::MonotonicNs;
+using fiber::internal::System;
+
+Monitor::Monitor(Core& core) : core_(core), reporter_(core.options().on_stall) {}
+
+bool Monitor::Start() {
+  views_.reserve(core_.worker_count());
+  // It takes its signal mask from its creator: none may land here.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);  // cannot fail with these arguments
+  has_thread_ = System().pthread_create(&thread_, nullptr, &Entry, this) == 0;
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  if (!has_thread_) {
+    LogLine("no thread for the monitor, so fibers that block or compute hold up others: %s", kThreadLimits);
+  }
+  return has_thread_;
+}
+
+void Monitor::Stop() {
+  if (!has_thread_) return;
+  is_stopped_.store(1, std::memory_order_seq_cst);  // order: stop
+  fiber::internal::FutexWake(is_stopped_, 1);
+  Wake();
+  pthread_join(thread_, nullptr);  // cannot fail: it is joined once, and by another
+}
+
+void* Monitor::Entry(void* monitor) {
+  pthread_setname_np(pthread_self(), "weft-monitor");  // only a name: may fail
+  System().prctl(PR_SET_TIMERSLACK, 10'000UL);         // refused: as late as the kernel likes
+  static_cast<Monitor*>(monitor)->Main();
+  return nullptr;
+}
+
+void Monitor::Main() {
+  while (is_stopped_.load(std::memory_order_seq_cst) == 0) {  // order: stop
+    const int64_t now = MonotonicNs();
+    const int64_t wait = Tick(now);
+    if (wait == 0) {
+      Sleep();
+    } else {
+      (void)fiber::internal::FutexWait(is_stopped_, 0, now + wait);
+    }
+  }
+}
+
+void Monitor::Wake() {
+  asleep_.store(0, std::memory_order_seq_cst);  // order: monitor
+  fiber::internal::FutexWake(asleep_, 1);
+}
+
+// Until somebody leaves idle, or Stop.
+void Monitor::Sleep() {
+  asleep_.store(1, std::memory_order_seq_cst);                               // order: monitor
+  if (IsQuiet() && is_stopped_.load(std::memory_order_seq_cst) == 0) {       // order: monitor, stop
+    while (asleep_.load(std::memory_order_seq_cst) == 1) {                   // order: monitor
+      (void)fiber::internal::FutexWait(asleep_, 1, kNeverNs);
+    }
+  }
+  asleep_.store(0, std::memory_order_seq_cst);  // order: monitor
+  quiet_since_ns_ = 0;
+  interval_ns_ = kFastNs;
+}
+
+// Everybody who has a seat is idle.
+bool Monitor::IsQuiet() const {
+  const int64_t seated = int64_t{core_.worker_count()} - core_.crew().free_seats();
+  return core_.idle().idle() >= seated;
+}
+
+bool Monitor::IsAnythingDue(int64_t now_ns) const { return core_.HasFibers() || core_.EarliestDue() <= now_ns; }
+
+int64_t Monitor::Tick(int64_t now_ns) {
+  same_.clear();
+  core_.crew().ForEach([this, now_ns](Worker& worker) { Look(worker, now_ns); });
+
+  const bool has_idle = core_.idle().idle() > 0;
+  if (!has_idle) PollForOthers(now_ns);
+  const bool is_due = IsAnythingDue(now_ns);
+  if (is_due && (!same_.empty() || (core_.crew().may_fill(now_ns) && !has_idle))) {
+    Relieve(now_ns);
+    interval_ns_ = kFastNs;
+    return interval_ns_;
+  }
+  if (extra_seats_ > 0) {
+    // They have run what they were called for.
+    core_.crew().AddSeats(-extra_seats_);
+    for (; extra_seats_ > 0; --extra_seats_) core_.InterruptSleeper();
+  }
+  burst_ = 1;
+  if (IsQuiet()) {
+    if (quiet_since_ns_ == 0) quiet_since_ns_ = now_ns;
+    if (now_ns - quiet_since_ns_ >= kRestAfterNs) return 0;
+  } else {
+    quiet_since_ns_ = 0;
+  }
+  const int64_t longer = std::min(2 * interval_ns_, kSlowNs);
+  interval_ns_ = !has_idle && (is_due || core_.EarliestDue() != kNeverNs) ? std::min(longer, kBusyNs) : longer;
+  return interval_ns_;
+}
+
+Monitor::View& Monitor::ViewOf(const Worker& worker) {
+  if (worker.index() >= views_.size()) views_.resize(worker.index() + 1);
+  return views_[worker.index()];
+}
+
+void Monitor::Look(Worker& worker, int64_t now_ns) {
+  View& view = ViewOf(worker);
+  const fiber::internal::ThreadState* const state = worker.state();
+  const uint64_t runs = worker.queue().runs.load(std::memory_order_relaxed);
+  if (worker.mode() != Worker::Mode::kSeated || state == nullptr || state->current == nullptr) {
+    view.since_ns = 0;
+    return;
+  }
+  if (view.since_ns == 0 || view.runs != runs) {
+    view.runs = runs;
+    view.since_ns = now_ns;
+    view.cpu_ns = -1;
+    return;
+  }
+  worker.queue().slice_over.store(runs, std::memory_order_relaxed);
+  same_.push_back(&worker);
+}
+
+// Events that nobody has polled for come to the shared queue, and timers that are due to whoever can leave its fiber.
+void Monitor::PollForOthers(int64_t now_ns) {
+  const uint64_t polls = core_.Polls();
+  if (polls != polls_ || polled_ns_ == 0) {
+    polls_ = polls;
+    polled_ns_ = now_ns;
+  }
+  const bool is_poll_due = now_ns - polled_ns_ >= kPollNs;
+  if (!same_.empty() || is_poll_due) {
+    if (EventSource* const source = core_.installed_source(); source != nullptr) source->Poll(0);
+    polled_ns_ = now_ns;
+  }
+  if (is_poll_due || core_.EarliestDue() <= now_ns) {
+    for (const auto& queue : core_.queues()) queue->maintenance_at.store(0, std::memory_order_relaxed);
+  }
+}
+
+// Something waits, and some workers do not come for it.
+void Monitor::Relieve(int64_t now_ns) {
+  if (core_.idle().idle() > 0) {
+    for (Worker* const worker : same_) core_.HandOver(worker->queue());
+    if (core_.EarliestDue() <= now_ns) core_.InterruptSleeper();
+    return;
+  }
+  if (!core_.crew().has_spares()) return;
+  int32_t stood_up = 0;
+  bool has_new_blocked = false;
+  stalled_.clear();
+  for (Worker* const worker : same_) {
+    View& view = ViewOf(*worker);
+    const bool is_blocked = IsBlocked(*worker, view);
+    if (!is_blocked && now_ns - view.since_ns < absl::ToInt64Nanoseconds(core_.options().stall_after)) continue;
+    if (!core_.crew().TryMakeStand(*worker)) continue;
+    core_.HandOver(worker->queue());
+    has_new_blocked = has_new_blocked || (is_blocked && view.is_new);
+    view.is_new = false;
+    ++stood_up;
+    stalled_.emplace_back(worker, is_blocked ? Stall::Kind::kBlocked : Stall::Kind::kSpinning);
+    Atomic<uint64_t>& count = is_blocked ? stalls_blocked_ : stalls_spinning_;
+    count.store(count.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  }
+  burst_ = has_new_blocked ? std::min(2 * burst_, static_cast<int32_t>(64)) : 1;
+  if (stood_up > 0 && burst_ > stood_up) {
+    core_.crew().AddSeats(burst_ - stood_up);
+    extra_seats_ += burst_ - stood_up;
+  }
+  FillSeats(stood_up > 0);
+  for (const auto& [worker, kind] : stalled_) Report(*worker, kind, now_ns);
+}
+
+// Whoever is called now is watched for blocking at once.
+void Monitor::FillSeats(bool are_new) {
+  if (core_.crew().free_seats() <= 0) return;
+  core_.crew().FillSeats();
+  if (!are_new) return;
+  core_.crew().ForEach([this](Worker& worker) {
+    View& view = ViewOf(worker);
+    if (worker.mode() == Worker::Mode::kSeated && view.since_ns == 0) view.is_new = true;
+  });
+}
+
+// When others go on, the culprit is told of: which fiber, and where it is.
+void Monitor::Report(Worker& worker, Stall::Kind kind, int64_t now_ns) {
+  const View& view = ViewOf(worker);
+  const fiber::internal::ThreadState* const state = core_.crew().Pin(worker);
+  if (state == nullptr) return;
+  fiber::internal::Record* const fiber = state->current;
+  if (fiber != nullptr && reporter_.Wants(fiber::internal::IdentifyUnheld(*fiber).site, now_ns)) {
+    const ThreadProbe probe(worker.thread(), worker.thread_id(), *state);
+    std::optional<Stall> stall =
+        probe.Describe(kind, absl::Nanoseconds(now_ns - view.since_ns), absl::Nanoseconds(kPatienceNs));
+    if (stall.has_value()) reporter_.Tell(*std::move(stall));
+  }
+  core_.crew().Unpin(worker);
+}
+
+// The second look at it that finds its clock where it was.
+bool Monitor::IsBlocked(Worker& worker, View& view) {
+  const ThreadProbe probe(worker.thread(), worker.thread_id(), *worker.state());
+  const int64_t before = view.cpu_ns;
+  view.cpu_ns = probe.CpuNs();
+  return before >= 0 && view.cpu_ns == before && probe.State() != 'R';
+}
+
+}  // namespace sched::internal

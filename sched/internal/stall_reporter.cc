@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sched/internal/stall_reporter.h"
+
+#include "fiber/internal/system_calls.h"
+
+namespace sched::internal {
+
+StallReporter::~StallReporter() { Join(); }
+
+void StallReporter::Tell(Stall stall) {
+  {
+    std::lock_guard hold(mutex_);
+    if (waiting_.size() >= kMostWaiting) return;
+    waiting_.push_back(std::move(stall));
+    if (is_speaking_) return;
+    is_speaking_ = true;
+  }
+  Join();  // the last one, which has nothing more to say
+  has_thread_ = fiber::internal::System().pthread_create(&thread_, nullptr, &Entry, this) == 0;
+  if (!has_thread_) Speak();
+}
+
+void StallReporter::Join() {
+  if (!has_thread_) return;
+  pthread_join(thread_, nullptr);  // cannot fail: it is joined once, and by another
+  has_thread_ = false;
+}
+
+void* StallReporter::Entry(void* reporter) {
+  pthread_setname_np(pthread_self(), "weft-report");  // only a name: may fail
+  static_cast<StallReporter*>(reporter)->Speak();
+  return nullptr;
+}
+
+void StallReporter::Speak() {
+  for (;;) {
+    Stall stall;
+    {
+      std::lock_guard hold(mutex_);
+      if (waiting_.empty()) {
+        is_speaking_ = false;
+        return;
+      }
+      stall = std::move(waiting_.front());
+      waiting_.pop_front();
+    }
+    if (hook_ != nullptr) {
+      hook_(stall);
+    } else {
+      WriteStall(stall);
+    }
+  }
+}
+
+}  // namespace sched::internal
