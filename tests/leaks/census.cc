@@ -61,6 +61,14 @@ std::string DoingOf(Record& fiber) {
   }
 }
 
+// What absl::Symbolize has read stays open, a few at a time: the program and its libraries.
+bool IsReadForSymbols(const std::string& target) {
+  char program[4096];
+  const ssize_t size = readlink("/proc/self/exe", program, sizeof program);
+  if (size > 0 && target == std::string(program, static_cast<size_t>(size))) return true;
+  return target.find(".so.") != std::string::npos || target.ends_with(".so");
+}
+
 bool IsKept(const void* begin, const void* end) {
   return fiber::internal::IsSlabOfRecords(begin) || fiber::internal::IsArena(begin) ||
          std::any_of(Entries().begin(), Entries().end(),
@@ -91,9 +99,9 @@ void Census::AddDescriptors() {
     if (fstat(static_cast<int>(fd), &status) != 0) return;
     char target[256];
     const ssize_t size = readlink(absl::StrCat("/proc/self/fd/", name).c_str(), target, sizeof target);
-    things_.push_back({Kind::kDescriptor, status.st_ino << 20 | fd,
-                       absl::StrCat("descriptor ", fd, ": ",
-                                    std::string(target, size < 0 ? 0 : static_cast<size_t>(size)))});
+    const std::string what(target, size < 0 ? 0 : static_cast<size_t>(size));
+    if (IsReadForSymbols(what)) return;
+    things_.push_back({Kind::kDescriptor, status.st_ino << 20 | fd, absl::StrCat("descriptor ", fd, ": ", what)});
   });
 }
 

@@ -30,18 +30,22 @@
 // model's threads.
 #define private public
 #define thread_local
+#define pthread_join(thread, result) ((void)(thread))
 #include "sched/internal/core.h"
 #include "sched/internal/worker.h"
 //
 #include "fiber/internal/park.cc"
 #include "fiber/wait_reason.cc"
 #include "sched/internal/core.cc"
+#include "sched/internal/crew.cc"
+#include "sched/internal/monitor.cc"
 #include "sched/internal/timer_chain.cc"
 #include "sched/internal/timer_queue.cc"
 #include "sched/internal/timer_wheel.cc"
 #include "sched/internal/worker.cc"
 #undef private
 #undef thread_local
+#undef pthread_join
 
 namespace model {
 namespace {
@@ -53,6 +57,7 @@ using fiber::internal::State;
 using fiber::internal::ThreadState;
 using fiber::internal::WaitBlock;
 using sched::internal::Core;
+using sched::internal::Crew;
 using sched::internal::FutexSource;
 using sched::internal::Worker;
 using std::make_shared;
@@ -62,24 +67,32 @@ class Clock final : public sched::EventSource {
  public:
   void Poll(int64_t deadline_ns) override {
     if (deadline_ns == 0) return;
+    Touch(&sleeps_);
+    ++sleeps_;
     futex_.Poll(deadline_ns);
     set_clock_ns(std::max(clock_ns(), passed_ns()));
   }
   void Interrupt() override { futex_.Interrupt(); }
+  void AwaitSleeper() {
+    Await(&sleeps_, [this] { return sleeps_ > 0; });
+  }
 
  private:
   FutexSource futex_;
+  int sleeps_ = 0;
 };
 
-// A runtime of `workers` workers, and fibers, each with what it does in each of its runs.
+constexpr int kMostWorkers = 4;
+
+// A runtime of some workers, and fibers, each with what it does in each of its runs.
 class World : public std::enable_shared_from_this<World> {
  public:
   using Body = std::function<void(ThreadState&)>;
 
-  World(int workers, int fibers) : core_(OptionsFor(workers)), fibers_(fibers) {
-    for (int i = 0; i < workers; ++i) {
-      core_.workers_.push_back(std::make_unique<Worker>(core_, *core_.queues_[i], i));
-    }
+  World(const sched::RuntimeOptions& options, int fibers) : core_(options), fibers_(fibers) {
+    core_.is_deferring_.store(!options.eager_wake, std::memory_order_relaxed);
+    core_.crew_.free_seats_.store(0, std::memory_order_relaxed);
+    for (const auto& worker : core_.crew_.workers_) worker->Sit();
     for (size_t i = 0; i < fibers_.size(); ++i) {
       Fiber& fiber = fibers_[i];
       fiber.record.scheduler = &core_;
@@ -104,16 +117,44 @@ class World : public std::enable_shared_from_this<World> {
   std::function<void()> Work(int worker) {
     return [this, self = shared_from_this(), worker] { Become(worker).RunFibers(); };
   }
+  // The thread of a worker that is called when somebody is needed, and each time anew after it has rested for too long.
+  std::function<void()> Spare(int worker) {
+    return [this, self = shared_from_this(), worker] {
+      for (;;) {
+        Await(&called_[worker], [&] { return called_[worker] || has_stopped_; });
+        if (!called_[worker]) return;
+        Touch(&called_[worker]);
+        called_[worker] = false;
+        Become(worker).RunFibers();
+      }
+    };
+  }
+  // By Start() of a worker.
+  bool StartThread(Worker& worker) {
+    Touch(&called_[worker.index()]);
+    called_[worker.index()] = true;
+    return true;
+  }
   // A worker in a fiber that does `body` and never comes back.
   std::function<void()> Stay(int worker, Body body) {
     return [this, self = shared_from_this(), worker, body = std::move(body)] {
       ThreadState& thread = *Become(worker).state_;
-      Record fiber;
-      thread.current = &fiber;
+      thread.current = &stays_in_;
       body(thread);
+      Touch(&has_done_);
+      has_done_ = true;
     };
   }
 
+  // The body of Stay() has returned; it stays.
+  void AwaitDone() {
+    Await(&has_done_, [this] { return has_done_; });
+  }
+  void AwaitSleeper() { clock_.AwaitSleeper(); }
+  // Looks of the monitor, each as much later as a stall takes to be one.
+  void Tick(int count) {
+    for (int i = 0; i < count; ++i) (void)core_.monitor().Tick(monitor_ns_ += 20'000'000);
+  }
   const void* fiber(int i) const { return &fibers_[i]; }  // touched when it runs and ends
   bool has_ended(int i) const { return fibers_[i].has_ended; }
 
@@ -152,7 +193,22 @@ class World : public std::enable_shared_from_this<World> {
     }
   }
 
+  const void* asleep() const { return &is_monitor_back_; }
+  bool has_monitor_come_back() const { return is_monitor_back_; }
+  void MonitorIsBack() {
+    Touch(&is_monitor_back_);
+    is_monitor_back_ = true;
+  }
+
   // For `finish`.
+  void CheckSeats() {
+    int32_t seated = 0;
+    for (const auto& worker : core_.crew_.workers_) {
+      const Worker::Mode mode = worker->mode_.load(std::memory_order_relaxed);
+      if (mode == Worker::Mode::kSeated || mode == Worker::Mode::kAsleep) ++seated;
+    }
+    Check(seated + core_.crew_.free_seats() == static_cast<int32_t>(core_.worker_count()), "a seat is lost, or taken twice");
+  }
   void CheckAllRan() {
     for (Fiber& fiber : fibers_) Check(fiber.runs == fiber.bodies.size(), "a fiber never ran");
     Check(!core_.HasFibers(), "a queue is left with fibers");
@@ -169,18 +225,12 @@ class World : public std::enable_shared_from_this<World> {
 
   Worker& Become(int worker) {
     ThreadState& thread = fiber::internal::ThisThread();
-    Worker& mine = *core_.workers_[worker];
+    Worker& mine = *core_.crew_.workers_[worker];
     mine.state_ = &thread;
+    mine.published_state_.store(&thread, std::memory_order_release);
     thread.scheduler = &core_;
     thread.worker = &mine;
     return mine;
-  }
-
-  static sched::RuntimeOptions OptionsFor(int workers) {
-    sched::RuntimeOptions options;
-    options.workers = workers;
-    options.max_stack_memory = size_t{1} << 30;
-    return options;
   }
 
   // Who ends last stops the workers, as Core::Stop does.
@@ -191,19 +241,44 @@ class World : public std::enable_shared_from_this<World> {
     if (++ended_ < fibers_.size()) return;
     core_.is_stopped_.store(true, std::memory_order_release);
     core_.InterruptSleeper();
+    core_.crew_.Stop();
+    for (bool& called : called_) Touch(&called);
+    has_stopped_ = true;
   }
 
   Clock clock_;
   Core core_;
   std::vector<Fiber> fibers_;
   size_t ended_ = 0;
+  Record stays_in_;
+  bool has_done_ = false;
+  bool called_[kMostWorkers] = {};
+  bool has_stopped_ = false;
+  bool is_monitor_back_ = false;
+  int64_t monitor_ns_ = 0;
 };
 
 World* world_of_the_schedule = nullptr;
 
-std::shared_ptr<World> MakeWorld(int workers, int fibers) {
+bool StartThread(Worker& worker) { return world_of_the_schedule->StartThread(worker); }
+
+enum class Wakes { kDeferred, kEager };
+
+// `threads`: more than `workers`: the others are spare.
+std::shared_ptr<World> MakeWorld(int workers, int fibers, Wakes wakes = Wakes::kDeferred, int threads = 0) {
   set_clock_ns(1);
-  auto world = make_shared<World>(workers, fibers);
+  // The threads of spare workers are there, and wait for this.
+  static fiber::internal::SystemCalls calls = fiber::internal::kKernel;
+  calls.pthread_create = [](pthread_t*, const pthread_attr_t*, void* (*)(void*), void* worker) {
+    return StartThread(*static_cast<Worker*>(worker)) ? 0 : EAGAIN;
+  };
+  fiber::internal::system_calls.store(&calls, std::memory_order_release);
+  sched::RuntimeOptions options;
+  options.workers = workers;
+  options.max_threads = std::max(workers, threads);
+  options.eager_wake = wakes == Wakes::kEager;
+  options.max_stack_memory = size_t{1} << 30;
+  auto world = make_shared<World>(options, fibers);
   world_of_the_schedule = world.get();
   return world;
 }
@@ -226,7 +301,7 @@ Case PushesFromOutside() {
 // A fiber unparks one and spawns another, and stays: the other worker has to come for both, of
 // which one is in the next-slot.
 Case WorkerStaysInAFiber() {
-  auto world = MakeWorld(2, 2);
+  auto world = MakeWorld(2, 2, Wakes::kEager);
   world->Then(0, Ends);
   world->Then(1, Ends);
   return {.threads = {world->Stay(0,
@@ -241,7 +316,7 @@ Case WorkerStaysInAFiber() {
 // Two pushes wake one of two sleepers, who stays in what he finds first: he has to have waked the
 // other.
 Case SearcherStaysInAFiber() {
-  auto world = MakeWorld(3, 2);
+  auto world = MakeWorld(3, 2, Wakes::kEager);
   world->Then(0, [world](ThreadState&) {
     Await(world->fiber(1), [world] { return world->has_ended(1); });
   });
@@ -258,7 +333,7 @@ Case SearcherStaysInAFiber() {
 // More fibers than the queues of the worker hold, which goes on by itself; the other one steals.
 Case QueuesOverflow() {
   constexpr int kFibers = 13;
-  auto world = MakeWorld(2, kFibers);
+  auto world = MakeWorld(2, kFibers, Wakes::kEager);
   world->Then(0, [world](ThreadState&) {
     for (int i = 1; i <= 6; ++i) world->Ready(i);
     for (int i = 7; i < kFibers; ++i) world->Spawn(i);
@@ -316,6 +391,134 @@ Case SourceIsInstalled() {
           .finish = [world] { world->CheckAllRan(); }};
 }
 
+// Under the deferred rule nobody is woken by the pushes of a worker that stays in its fiber, and whoever sleeps does not look
+// at its queue: the monitor, which goes on looking, has to see, and to move what waits.
+Case MonitorWakesForAWorkerThatStays() {
+  auto world = MakeWorld(2, 2);
+  world->StartClock();
+  world->Then(0, Ends);
+  world->Then(1, Ends);
+  return {.threads = {world->Stay(0,
+                                  [world](ThreadState&) {
+                                    world->Spawn(0);
+                                    world->Ready(1);
+                                  }),
+                      world->Work(1),
+                      [world] {
+                        world->Tick(1);
+                        world->AwaitDone();
+                        world->AwaitSleeper();
+                        world->Tick(2);
+                      }},
+          .finish = [world] { world->CheckAllRan(); }};
+}
+
+// The only worker blocks, and what it has unparked waits: a spare one is called, at the third look.
+Case MonitorReplacesAWorkerThatBlocks() {
+  auto world = MakeWorld(1, 2, Wakes::kDeferred, 2);
+  world->Then(0, Ends);
+  world->Then(1, Ends);
+  return {.threads = {world->Stay(0,
+                                  [world](ThreadState&) {
+                                    world->Spawn(0);
+                                    world->Ready(1);
+                                  }),
+                      world->Spare(1),
+                      [world] {
+                        world->AwaitDone();
+                        world->Tick(3);
+                      }},
+          .finish = [world] { world->CheckAllRan(); }};
+}
+
+// A worker is made to stand while its fiber pushes: either who makes it stand finds what was pushed, or who pushes sees that.
+Case PushesWhileMadeToStand() {
+  auto world = MakeWorld(2, 2, Wakes::kDeferred, 3);
+  world->Then(0, Ends);
+  world->Then(1, Ends);
+  return {.threads = {world->Stay(0,
+                                  [world](ThreadState&) {
+                                    world->Spawn(0);
+                                    world->Ready(1);
+                                  }),
+                      world->Work(1),
+                      [world] {
+                        Worker& worker = *world->core().crew_.workers_[0];
+                        Check(world->core().crew().TryMakeStand(worker), "it is seated");
+                        world->core().HandOver(worker.queue());
+                      }},
+          .finish = [world] { world->CheckAllRan(); }};
+}
+
+// A fiber blocks until another has run, which was behind it on the only worker. The two threads then have one seat, which the
+// first wants back while the other rests, or the other way round.
+Case BlockingHandsOverAndComesBack() {
+  auto world = MakeWorld(1, 3, Wakes::kDeferred, 2);
+  world->Then(0, [world](ThreadState& thread) {
+    world->Ready(1);
+    world->core().BeginBlocking(thread);
+    Await(world->fiber(1), [world] { return world->has_ended(1); });
+    world->core().EndBlocking(thread);
+    world->Ready(2);
+  });
+  world->Then(1, Ends);
+  world->Then(2, Ends);
+  world->core().inject().Push(world->record(0));
+  return {.threads = {world->Work(0), world->Spare(1)}, .finish = [world] {
+            world->CheckAllRan();
+            world->CheckSeats();
+          }};
+}
+
+// Two workers, both of which block, and one spare thread: whoever comes back first finds a free seat, or the spare in it.
+Case TwoBlockAtOnce() {
+  auto world = MakeWorld(2, 2, Wakes::kDeferred, 3);
+  for (int i = 0; i < 2; ++i) {
+    world->Then(i, [world](ThreadState& thread) {
+      world->core().BeginBlocking(thread);
+      world->core().EndBlocking(thread);
+    });
+    world->core().inject().Push(world->record(i));
+  }
+  return {.threads = {world->Work(0), world->Work(1), world->Spare(2)}, .finish = [world] {
+            world->CheckAllRan();
+            world->CheckSeats();
+          }};
+}
+
+// Nobody has anything to do, and the monitor goes to sleep while a fiber comes from outside: when that runs, the monitor is
+// awake, or about to be.
+Case MonitorSleepsOnlyWhileAllAreIdle() {
+  auto world = MakeWorld(1, 1);
+  world->Then(0, [world](ThreadState&) {
+    Await(world->asleep(), [world] { return world->has_monitor_come_back(); });
+  });
+  return {.threads = {world->Work(0), [world] { world->Ready(0); },
+                      [world] {
+                        world->core().monitor().Sleep();
+                        world->MonitorIsBack();
+                      }},
+          .finish = [world] { world->CheckAllRan(); }};
+}
+
+// A seat more, which is taken back while two have theirs: one stands up and rests, and nothing is left behind.
+Case SeatsAreTakenBack() {
+  auto world = MakeWorld(1, 2, Wakes::kDeferred, 2);
+  world->Then(0, Ends);
+  world->Then(1, Ends);
+  return {.threads = {world->Work(0), world->Spare(1),
+                      [world] {
+                        Crew& crew = world->core().crew();
+                        crew.AddSeats(1);
+                        world->Ready(0);
+                        crew.FillSeats();
+                        crew.AddSeats(-1);
+                        world->core().InterruptSleeper();
+                        world->Ready(1);
+                      }},
+          .finish = [world] { world->CheckAllRan(); }};
+}
+
 }  // namespace
 
 void RunFrom(ThreadState& thread, Record* to) { world_of_the_schedule->RunFrom(thread, to); }
@@ -329,6 +532,13 @@ std::span<const NamedCase> Cases() {
       {"FibersSleep", FibersSleep, 2},
       {"DeadlineOfAWorkerThatStays", DeadlineOfAWorkerThatStays, 2},
       {"SourceIsInstalled", SourceIsInstalled, 2},
+      {"MonitorWakesForAWorkerThatStays", MonitorWakesForAWorkerThatStays, 2},
+      {"MonitorReplacesAWorkerThatBlocks", MonitorReplacesAWorkerThatBlocks, 2},
+      {"PushesWhileMadeToStand", PushesWhileMadeToStand, 2},
+      {"BlockingHandsOverAndComesBack", BlockingHandsOverAndComesBack, 2},
+      {"TwoBlockAtOnce", TwoBlockAtOnce, 1},
+      {"MonitorSleepsOnlyWhileAllAreIdle", MonitorSleepsOnlyWhileAllAreIdle, 2},
+      {"SeatsAreTakenBack", SeatsAreTakenBack, 1},
   };
   return kCases;
 }
@@ -353,6 +563,9 @@ void ForEachRecord(absl::FunctionRef<void(Record&)>) {}
 void ClaimForCancel(Record&, uint64_t) {}
 void BecomeWorker(ThreadState&, Scheduler&, void*) {}
 void StopBeingWorker(ThreadState&) {}
+void GiveStacks(ThreadState&) {}
+void WakeBound(Record&) {}
+Identity IdentifyUnheld(Record&) { return {}; }
 AlternateStack::AlternateStack() = default;
 AlternateStack::~AlternateStack() = default;
 void InstallOverflowHandler() {}
@@ -375,6 +588,15 @@ size_t StackDepot::DiscardIdle(size_t) { return 0; }
 namespace sched::internal {
 
 int InstallProbeSignal() { return 0; }
+
+// A thread that stays in its fiber waits in the kernel.
+ThreadProbe::ThreadProbe(pthread_t, pid_t, const fiber::internal::ThreadState& state) : tid_(0), state_(state) {}
+int64_t ThreadProbe::CpuNs() const { return 0; }
+char ThreadProbe::State() const { return 'S'; }
+std::optional<Stall> ThreadProbe::Describe(Stall::Kind, absl::Duration, absl::Duration) const { return std::nullopt; }
+bool StallLog::ShouldReport(const std::source_location&, int64_t) { return false; }
+StallReporter::~StallReporter() = default;
+void StallReporter::Tell(Stall) {}
 
 void Trimmer::Step(int64_t, uint64_t) {}
 int64_t Trimmer::NextDue(int64_t, uint64_t) const { return kNeverNs; }

@@ -273,7 +273,8 @@ TEST_P(FairnessTest, AGuestHasItsTurnWithinSomeRoundsOfTheHogs) {
   const bool has_long_rounds = hog == Hog::kSendsAndReceives || hog == Hog::kSelects;
   const bool is_short = workers > 1 || hog == Hog::kThousandYielders || tests::kIsSlow;
   const int repeats = has_long_rounds && tests::kIsSlow ? 2 : is_short ? 5 : 20;
-  sched::Runtime runtime({.workers = workers});
+  // No spare threads: while a fiber waits for a thread, below, nobody else is to run.
+  sched::Runtime runtime({.workers = workers, .max_threads = workers});
   for (int repeat = 0; repeat < repeats; ++repeat) {
     uint64_t waited = 0;
     runtime

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "fiber/blocking.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "fiber/channel.h"
+#include "fiber/event.h"
+#include "fiber/fiber_local.h"
+#include "fiber/go.h"
+#include "fiber/mutex.h"
+#include "fiber/select.h"
+#include "fiber/semaphore.h"
+#include "fiber/sim/sim.h"
+#include "fiber/this_fiber.h"
+#include "gtest/gtest.h"
+#include "sched/gtest.h"
+#include "sched/run.h"
+#include "tests/scale.h"
+
+namespace {
+
+void Nap(absl::Duration length) {
+  const timespec nap = absl::ToTimespec(length);
+  nanosleep(&nap, nullptr);
+}
+
+FIBER_TEST_ON(BlockingTest, ReturnsWhatItsFunctionReturns, 1, 2) {
+  EXPECT_EQ(fiber::Blocking([] { return 42; }), 42);
+  EXPECT_EQ(*fiber::Blocking([] { return std::make_unique<int>(7); }), 7);
+  int local = 0;
+  fiber::Blocking([&] { local = 1; });
+  EXPECT_EQ(local, 1);
+  EXPECT_EQ(&fiber::Blocking([&]() -> int& { return local; }), &local);
+}
+
+FIBER_TEST_ON(BlockingTest, ThrowsWhatItsFunctionThrows, 1, 2) {
+  try {
+    fiber::Blocking([] { throw std::runtime_error("no such row"); });
+    ADD_FAILURE();
+  } catch (const std::runtime_error& error) {
+    EXPECT_STREQ(error.what(), "no such row");
+  }
+  EXPECT_NE(fiber::CurrentId(), 0u);  // a fiber again
+}
+
+FIBER_TEST_ON(BlockingTest, OthersRunMeanwhile, 1, 2, 3) {
+  fiber::Event begun;
+  std::atomic<bool> may_end{false};
+  auto other = fiber::Spawn([&] {
+    EXPECT_TRUE(begun.Wait().ok());
+    may_end.store(true);
+  });
+  fiber::Blocking([&] {
+    begun.Set();
+    while (!may_end.load()) Nap(absl::Microseconds(100));
+  });
+  other.Join();
+}
+
+FIBER_TEST_ON(BlockingTest, PrimitivesBlockTheThreadInside, 1, 2) {
+  fiber::Channel<int> questions, answers;
+  auto other = fiber::Spawn([&] {
+    for (int question : questions) EXPECT_TRUE(answers.Send(question + 1).ok());
+  });
+  fiber::Blocking([&] {
+    EXPECT_EQ(fiber::CurrentId(), 0u);
+    const pthread_t thread = pthread_self();
+    for (int i = 0; i < 10; ++i) {
+      EXPECT_TRUE(questions.Send(i).ok());
+      EXPECT_EQ(answers.Receive().value(), i + 1);
+    }
+    EXPECT_TRUE(pthread_equal(thread, pthread_self()));
+    questions.Close();
+  });
+  other.Join();
+}
+
+FIBER_TEST_ON(BlockingTest, FibersStartedInsideAreOfTheSameRuntime, 1, 2) {
+  sched::Runtime other({.workers = 1});  // so that there is more than one to choose from
+  fiber::Blocking([] {
+    EXPECT_EQ(fiber::Spawn([] { return fiber::Spawn([] { return 3; }).Join(); }).Join(), 3);
+  });
+}
+
+FIBER_TEST_ON(BlockingTest, IsNeitherCancelledNorTimedOut, 1, 2) {
+  bool has_ended = false;
+  fiber::Event begun;
+  auto blocked = fiber::Spawn([&] {
+    fiber::Blocking([&] {
+      begun.Set();
+      Nap(absl::Milliseconds(5));
+      EXPECT_TRUE(fiber::CheckCancelled().ok());
+      has_ended = true;
+    });
+    EXPECT_EQ(fiber::CheckCancelled().code(), absl::StatusCode::kCancelled);
+  });
+  EXPECT_TRUE(begun.Wait().ok());
+  blocked.Cancel();
+  blocked.Join();
+  EXPECT_TRUE(has_ended);
+}
+
+FIBER_TEST_ON(BlockingTest, ErrnoIsThatOfTheFunction, 1, 2) {
+  errno = ENOENT;
+  fiber::Blocking([] {
+    EXPECT_EQ(errno, ENOENT);
+    Nap(absl::Microseconds(100));
+    errno = EDOM;
+  });
+  EXPECT_EQ(errno, EDOM);
+}
+
+FIBER_TEST_ON(BlockingTest, ManyAtOnceEachHaveAThread, 1, 2) {
+  constexpr int kCalls = 32;
+  std::atomic<int> inside{0};
+  std::vector<fiber::JoinHandle<void>> calls;
+  for (int i = 0; i < kCalls; ++i) {
+    calls.push_back(fiber::Spawn([&] {
+      fiber::Blocking([&] {
+        inside.fetch_add(1);
+        while (inside.load() < kCalls) Nap(absl::Microseconds(100));
+      });
+    }));
+  }
+  for (auto& call : calls) call.Join();
+}
+
+FIBER_TEST_ON(BlockingTest, CallsNest, 1, 2) {
+  EXPECT_EQ(fiber::Blocking([] { return fiber::Blocking([] { return 5; }); }), 5);
+}
+
+// Seats change hands all the time, while fibers go on.
+FIBER_TEST_ON(BlockingTest, ShortCallsOfManyFibersLoseNothing, 1, 2, 4) {
+  const int rounds = tests::Scaled(300);
+  std::atomic<int64_t> sum{0};
+  fiber::Semaphore tokens(3);
+  std::vector<fiber::JoinHandle<void>> fibers;
+  for (int i = 0; i < 20; ++i) {
+    fibers.push_back(fiber::Spawn([&, i] {
+      for (int round = 0; round < rounds; ++round) {
+        EXPECT_TRUE(tokens.Acquire().ok());
+        fiber::Blocking([&] {
+          if ((round + i) % 16 == 0) Nap(absl::Microseconds(50));
+          sum.fetch_add(1);
+        });
+        tokens.Release();
+        if (round % 32 == 0) EXPECT_TRUE(fiber::Sleep(absl::Microseconds(20)).ok());
+      }
+    }));
+  }
+  for (auto& fiber : fibers) fiber.Join();
+  EXPECT_EQ(sum.load(), int64_t{20} * rounds);
+}
+
+TEST(BlockingOutsideTest, IsJustTheCallOnAPlainThreadAndInASimulation) {
+  EXPECT_EQ(fiber::Blocking([] { return 1; }), 1);
+  fiber::sim::Simulate({.schedules = 3}, [] {
+    EXPECT_EQ(fiber::Blocking([] { return fiber::CurrentId() != 0; }), true);
+  });
+}
+
+TEST(BlockingOutsideTest, SpareThreadsEndWhenNobodyNeedsThem) {
+  sched::Runtime runtime({.workers = 2});
+  std::atomic<int> inside{0};
+  std::vector<fiber::JoinHandle<void>> calls;
+  for (int i = 0; i < 8; ++i) {
+    calls.push_back(runtime.Spawn([&] {
+      fiber::Blocking([&] {
+        inside.fetch_add(1);
+        while (inside.load() < 8) Nap(absl::Microseconds(100));
+      });
+    }));
+  }
+  for (auto& call : calls) call.Join();
+  EXPECT_GE(runtime.stats().threads, 8);
+  while (runtime.stats().threads > 2) Nap(absl::Milliseconds(5));
+  // And come again.
+  runtime.Spawn([] { fiber::Blocking([] {}); }).Join();
+}
+
+FIBER_TEST_ON(NoMigrateTest, TheFiberStaysOnItsThreadAcrossParks, 1, 2, 3) {
+  fiber::Channel<int> to, from;
+  auto echo = fiber::Spawn([&] {
+    for (int value : to) EXPECT_TRUE(from.Send(value).ok());
+  });
+  {
+    fiber::NoMigrate stay;
+    const pthread_t thread = pthread_self();
+    for (int i = 0; i < 100; ++i) {
+      EXPECT_TRUE(to.Send(i).ok());
+      EXPECT_EQ(from.Receive().value(), i);
+      fiber::Yield();
+      EXPECT_TRUE(fiber::Sleep(absl::Microseconds(50)).ok());
+      EXPECT_TRUE(pthread_equal(thread, pthread_self()));
+    }
+  }
+  to.Close();
+  echo.Join();
+}
+
+FIBER_TEST_ON(NoMigrateTest, CancellationDeadlinesAndSelectWorkInside, 1, 2) {
+  fiber::NoMigrate stay;
+  fiber::Channel<int> never;
+  EXPECT_EQ(never.Receive(absl::Microseconds(200)).status().code(), absl::StatusCode::kDeadlineExceeded);
+  fiber::Event event;
+  auto setter = fiber::Spawn([&] { event.Set(); });
+  EXPECT_EQ(fiber::Select(fiber::OnReceive(never, [](int) {}), fiber::OnEvent(event, [] {})).value(), 1u);
+  setter.Join();
+  auto bound = fiber::Spawn([&] {
+    fiber::NoMigrate stays;
+    return fiber::Event().Wait();
+  });
+  fiber::Yield();
+  bound.Cancel();
+  EXPECT_EQ(bound.Join().code(), absl::StatusCode::kCancelled);
+}
+
+FIBER_TEST_ON(NoMigrateTest, OthersGoOnWhileABoundFiberIsParked, 1, 2) {
+  std::vector<fiber::JoinHandle<void>> bound;
+  fiber::Event start;
+  std::atomic<int> waiting{0};
+  for (int i = 0; i < 5; ++i) {
+    bound.push_back(fiber::Spawn([&] {
+      fiber::NoMigrate stay;
+      fiber::NoMigrate nested;
+      waiting.fetch_add(1);
+      EXPECT_TRUE(start.Wait().ok());
+      EXPECT_EQ(fiber::Blocking([] { return fiber::CurrentId(); }), 0u);
+      EXPECT_EQ(fiber::Spawn([] { return 1; }).Join(), 1);
+    }));
+  }
+  while (waiting.load() < 5) fiber::Yield();
+  start.Set();
+  for (auto& fiber : bound) fiber.Join();
+}
+
+}  // namespace

@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Fibers that keep their worker to themselves, and the others that go on: by counts, since no clock is judged. A stall that
+// nobody relieves makes these tests hang.
+#include <poll.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "fiber/blocking.h"
+#include "fiber/channel.h"
+#include "fiber/event.h"
+#include "fiber/go.h"
+#include "fiber/this_fiber.h"
+#include "fiber/wait_group.h"
+#include "gtest/gtest.h"
+#include "sched/run.h"
+#include "sched/runtime.h"
+#include "sched/stall.h"
+#include "tests/child.h"
+#include "tests/scale.h"
+
+namespace {
+
+// What stalls tell, and a way to wait for one.
+class Stalls {
+ public:
+  std::function<void(const sched::Stall&)> hook() {
+    return [this](const sched::Stall& stall) {
+      std::lock_guard hold(mutex_);
+      all_.push_back(stall);
+    };
+  }
+  std::vector<sched::Stall> all() {
+    std::lock_guard hold(mutex_);
+    return all_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<sched::Stall> all_;
+};
+
+// Goes on when the sleeper has come by so many times more: it cannot while everybody is held up.
+class Heartbeat {
+ public:
+  explicit Heartbeat(sched::Runtime& runtime)
+      : fiber_(runtime.Spawn({.name = "heartbeat"}, [this] {
+          while (fiber::Sleep(absl::Milliseconds(1)).ok()) beats_.fetch_add(1);
+        })) {}
+  void AwaitSpinning(int count) {
+    const int until = beats_.load() + count;
+    while (beats_.load() < until) {
+    }
+  }
+
+ private:
+  std::atomic<int> beats_{0};
+  fiber::JoinHandle<void> fiber_;
+};
+
+class StallTest : public testing::TestWithParam<int> {};
+
+TEST_P(StallTest, FibersThatComputeOnEveryWorkerLeaveTheOthersTheirTurn) {
+  Stalls stalls;
+  sched::Runtime runtime({.workers = GetParam(), .on_stall = stalls.hook()});
+  {
+    Heartbeat heartbeat(runtime);
+    std::vector<fiber::JoinHandle<void>> hogs;
+    for (int i = 0; i < GetParam(); ++i) {
+      hogs.push_back(runtime.Spawn({.name = "hog"}, [&] { heartbeat.AwaitSpinning(3); }));
+    }
+    for (auto& hog : hogs) hog.Join();
+  }
+  EXPECT_GE(runtime.stats().stalls_spinning, 1u);
+  EXPECT_TRUE(runtime.Shutdown(absl::Seconds(60)).ok());
+  // They were made to give way again: only what runs is left, and what rests.
+  EXPECT_LE(runtime.stats().threads, 2 * GetParam() + 1);
+}
+
+TEST_P(StallTest, FibersThatBlockOnEveryWorkerLeaveTheOthersTheirTurn) {
+  constexpr int kBlockers = 64;
+  sched::Runtime runtime({.workers = GetParam()});
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  std::vector<fiber::JoinHandle<void>> blockers;
+  for (int i = 0; i < kBlockers; ++i) {
+    blockers.push_back(runtime.Spawn([&] {
+      char byte;
+      EXPECT_EQ(read(ends[0], &byte, 1), 1);
+    }));
+  }
+  // Behind all of them.
+  runtime.Spawn([&] { EXPECT_EQ(write(ends[1], std::string(kBlockers, 'x').data(), kBlockers), kBlockers); }).Join();
+  for (auto& blocker : blockers) blocker.Join();
+  EXPECT_TRUE(runtime.Shutdown(absl::Seconds(60)).ok());
+  close(ends[0]);
+  close(ends[1]);
+}
+
+TEST_P(StallTest, AMutexOfThreadsThatIsHeldByABlockedFiberIsWaitedForWithoutHoldingUpItsHolder) {
+  sched::Runtime runtime({.workers = GetParam()});
+  std::mutex mutex;
+  fiber::Event is_held;
+  std::atomic<bool> may_go{false};
+  auto holder = runtime.Spawn([&] {
+    std::lock_guard hold(mutex);
+    is_held.Set();
+    while (!may_go.load()) {
+      const timespec nap{.tv_sec = 0, .tv_nsec = 1'000'000};
+      nanosleep(&nap, nullptr);
+    }
+  });
+  std::vector<fiber::JoinHandle<void>> waiters;
+  for (int i = 0; i < GetParam() + 2; ++i) {
+    waiters.push_back(runtime.Spawn([&] {
+      EXPECT_TRUE(is_held.Wait().ok());
+      std::lock_guard hold(mutex);
+    }));
+  }
+  runtime.Spawn([&] { may_go.store(true); }).Join();
+  holder.Join();
+  for (auto& waiter : waiters) waiter.Join();
+}
+
+TEST_P(StallTest, WhatAFiberUnparksBeforeItComputesIsRunMeanwhile) {
+  sched::Runtime runtime({.workers = GetParam()});
+  fiber::Event unparked;
+  std::atomic<bool> has_run{false};
+  auto waiter = runtime.Spawn([&] {
+    EXPECT_TRUE(unparked.Wait().ok());
+    has_run.store(true);
+  });
+  runtime
+      .Spawn([&] {
+        fiber::Yield();
+        unparked.Set();
+        while (!has_run.load()) {
+        }
+        fiber::Go([&] { has_run.store(false); });  // and what it starts
+        while (has_run.load()) {
+        }
+      })
+      .Join();
+  waiter.Join();
+}
+
+TEST_P(StallTest, TimersThatFallDueWhileAllComputeAreExpired) {
+  sched::Runtime runtime({.workers = GetParam()});
+  std::atomic<int> woken{0};
+  std::vector<fiber::JoinHandle<void>> fibers;
+  for (int i = 0; i < 100; ++i) {
+    fibers.push_back(runtime.Spawn([&, i] {
+      EXPECT_TRUE(fiber::Sleep(absl::Microseconds(100 * i)).ok());
+      woken.fetch_add(1);
+    }));
+  }
+  for (int i = 0; i < GetParam(); ++i) {
+    fibers.push_back(runtime.Spawn([&] {
+      while (woken.load() < 100) {
+      }
+    }));
+  }
+  for (auto& fiber : fibers) fiber.Join();
+}
+
+INSTANTIATE_TEST_SUITE_P(Workers, StallTest, testing::Values(1, 2, 3));
+
+TEST(StallReportTest, SaysWhichFiberComputesAndWhere) {
+  Stalls stalls;
+  {
+    sched::Runtime runtime({.workers = 1, .on_stall = stalls.hook()});
+    Heartbeat heartbeat(runtime);
+    runtime.Spawn({.name = "digest"}, [&] { heartbeat.AwaitSpinning(2); }).Join();
+  }
+  ASSERT_FALSE(stalls.all().empty());
+  const sched::Stall stall = stalls.all()[0];
+  EXPECT_EQ(stall.kind, sched::Stall::Kind::kSpinning);
+  EXPECT_EQ(stall.name, "digest");
+  EXPECT_NE(std::string(stall.site.file_name()).find("stall_test.cc"), std::string::npos);
+  EXPECT_GE(stall.duration, absl::Milliseconds(10));
+  std::string said;  // in a child, since whoever looks up symbols keeps the program open
+  tests::InChild(
+      [&] {
+        fputs(stall.ToString().c_str(), stderr);
+        return tests::kFine;
+      },
+      &said);
+  EXPECT_NE(said.find("it computes"), std::string::npos) << said;
+}
+
+TEST(StallReportTest, SaysWhichFiberBlocksWithoutEndingItsSystemCall) {
+  Stalls stalls;
+  {
+    sched::Runtime runtime({.workers = 1, .on_stall = stalls.hook()});
+    int ends[2];
+    ASSERT_EQ(pipe(ends), 0);
+    auto blocked = runtime.Spawn({.name = "reader"}, [&] {
+      pollfd polled{.fd = ends[0], .events = POLLIN, .revents = 0};
+      EXPECT_EQ(poll(&polled, 1, -1), 1);  // not EINTR
+    });
+    runtime.Spawn([&] { EXPECT_EQ(write(ends[1], "x", 1), 1); }).Join();
+    blocked.Join();
+    close(ends[0]);
+    close(ends[1]);
+    EXPECT_GE(runtime.stats().stalls_blocked, 1u);
+  }
+  ASSERT_FALSE(stalls.all().empty());
+  EXPECT_EQ(stalls.all()[0].kind, sched::Stall::Kind::kBlocked);
+  EXPECT_EQ(stalls.all()[0].name, "reader");
+}
+
+TEST(StallReportTest, ParkedYieldingAndAnnouncedFibersAreNoStalls) {
+  Stalls stalls;
+  {
+    sched::Runtime runtime({.workers = 1, .stall_after = absl::Seconds(60), .on_stall = stalls.hook()});
+    std::atomic<bool> has_ended{false};
+    auto announced = runtime.Spawn([&] {
+      fiber::Blocking([&] {
+        const timespec nap{.tv_sec = 0, .tv_nsec = 20'000'000};
+        nanosleep(&nap, nullptr);
+        has_ended.store(true);
+      });
+    });
+    auto yields = runtime.Spawn([&] {
+      while (!has_ended.load()) fiber::Yield();
+    });
+    yields.Join();
+    announced.Join();
+    EXPECT_EQ(runtime.stats().stalls_spinning, 0u);
+  }
+  for (const sched::Stall& stall : stalls.all()) ADD_FAILURE() << stall.name << " at " << stall.site.line();
+}
+
+TEST(StallLimitTest, WithoutSpareThreadsTheOthersWait) {
+  sched::Runtime runtime({.workers = 1, .max_threads = 1});
+  std::atomic<int> beats{0};
+  auto sleeper = runtime.Spawn([&] {
+    while (fiber::Sleep(absl::Microseconds(100)).ok()) beats.fetch_add(1);
+  });
+  runtime
+      .Spawn([&] {
+        fiber::Yield();
+        const int before = beats.load();
+        const fiber::Deadline end = absl::Milliseconds(30);
+        while (!end.is_past()) {
+        }
+        EXPECT_EQ(beats.load(), before);
+      })
+      .Join();
+  sleeper.Cancel();
+  sleeper.Join();
+  EXPECT_EQ(runtime.stats().threads, 1);
+}
+
+TEST(StallLimitTest, MoreBlockedFibersThanThreadsAreSaidOnceAndAllEnd) {
+  std::string said;
+  tests::InChild(
+      [] {
+        sched::Runtime runtime({.workers = 1, .max_threads = 4});
+        int ends[2];
+        if (pipe(ends) != 0) return 1;
+        std::vector<fiber::JoinHandle<void>> blockers;
+        std::atomic<int> begun{0};
+        for (int i = 0; i < 16; ++i) {
+          blockers.push_back(runtime.Spawn([&] {
+            fiber::Blocking([&] {
+              begun.fetch_add(1);
+              char byte;
+              if (read(ends[0], &byte, 1) != 1) abort();
+            });
+          }));
+        }
+        while (begun.load() < 4) std::this_thread::yield();
+        if (write(ends[1], "xxxxxxxxxxxxxxxx", 16) != 16) return 2;
+        for (auto& blocker : blockers) blocker.Join();
+        return runtime.Shutdown(absl::Seconds(60)).ok() && begun.load() == 16 ? tests::kFine : 3;
+      },
+      &said);
+  EXPECT_NE(said.find("RuntimeOptions::max_threads is reached"), std::string::npos) << said;
+}
+
+TEST(MaybeYieldTest, YieldsToThoseWhoWaitWhenTheSliceIsUsedUpAndNotBefore) {
+  sched::Runtime runtime({.workers = 1, .max_threads = 1});
+  std::atomic<bool> has_run{false};
+  runtime
+      .Spawn([&] {
+        fiber::Go([&] { has_run.store(true); });
+        fiber::MaybeYield();
+        while (!has_run.load()) fiber::MaybeYield();  // ends because the monitor says so
+      })
+      .Join();
+}
+
+}  // namespace
