@@ -8,6 +8,7 @@
 
 #include "fiber/internal/ambient.h"
 #include "fiber/internal/join.h"
+#include "fiber/internal/leave_hook.h"
 #include "fiber/internal/local_slot.h"
 #include "fiber/internal/park.h"
 #include "fiber/internal/sanitizer.h"
@@ -236,6 +237,7 @@ bool BindStack(ThreadState& thread, Record& fiber, WaitBlock* spare) {
 
 void YieldFiber() {
   ThreadState& thread = ThisThread();
+  TellLeaveHook(*thread.current, Leaving::kYield);
   const int saved_errno = *thread.errno_address;
   if (thread.current->is_bound()) [[unlikely]] {
     sched_yield();  // cannot fail

@@ -107,6 +107,11 @@ __attribute__((noinline)) ThreadState& ThisThread() {
   return *thread;
 }
 
+__attribute__((noinline)) ThreadState* ThisThreadOrNull() {
+  asm volatile("" ::: "memory");
+  return this_thread;
+}
+
 void BecomeWorker(ThreadState& thread, Scheduler& scheduler, void* worker) {
   if (thread.scheduler != nullptr) Fatal("a worker of one runtime cannot become another's");
   thread.scheduler = &scheduler;

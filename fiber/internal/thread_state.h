@@ -79,6 +79,8 @@ struct ThreadState {
 
 // The calling thread's state. Never inlined, never folded.
 ThreadState& ThisThread();
+// Null if it has none yet: it has run no fiber. Allocates nothing.
+ThreadState* ThisThreadOrNull();
 
 // The calling thread runs fibers of `scheduler` from here on, with `worker` as the scheduler's own per-thread state.
 void BecomeWorker(ThreadState& thread, Scheduler& scheduler, void* worker);

@@ -5,6 +5,7 @@
 #include "fiber/internal/cancel_node.h"
 #include "fiber/internal/context.h"
 #include "fiber/internal/futex.h"
+#include "fiber/internal/leave_hook.h"
 #include "fiber/internal/park.h"
 #include "fiber/internal/stack_guard.h"
 #include "fiber/scheduler.h"
@@ -109,6 +110,7 @@ uint32_t Wait::Park(Deadline deadline) {
 
 void Wait::ParkFiber() {
   CheckCanary(*block_);
+  TellLeaveHook(*fiber_, Leaving::kPark);
   if (TryFinishParkEarly(*fiber_)) return;
   if (fiber_->is_bound()) [[unlikely]] {
     ParkBound(*fiber_);
