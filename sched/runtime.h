@@ -87,7 +87,7 @@ class Runtime {
   Runtime& operator=(const Runtime&) = delete;
 
   // fiber::Go and fiber::Spawn on this runtime; they throw std::bad_alloc likewise. Once it has stopped, a spawn ends the
-  // process. Never blocks.
+  // process; so it does in a child of fork(), whose copies of runtimes are dead (docs/fork.md). Never blocks.
   template <std::invocable F>
   void Go(F fn, std::source_location site = std::source_location::current()) {
     fiber::internal::GoOn(scheduler(), std::move(fn), site);

@@ -165,6 +165,10 @@ void Core::QueueNew(Record& fiber) {
     AfterPush(*worker);
     return;
   }
+  if (is_copy()) [[unlikely]] {
+    Fatal("a fiber is spawned in a child of fork(), on a runtime of the parent's (at %s:%u)", fiber.site.file_name(),
+          static_cast<unsigned>(fiber.site.line()));
+  }
   ForeignEntry entry(*this);
   foreign_spawned_.fetch_add(1, std::memory_order_seq_cst);  // order: close
   if (is_closed_.load(std::memory_order_seq_cst)) {          // order: close

@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // fork() with live runtimes: what the child may do, and that the parent does not notice.
+#include <pthread.h>
 #include <signal.h>
+#include <spawn.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <string>
@@ -16,14 +21,17 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "fiber/channel.h"
 #include "fiber/go.h"
 #include "fiber/internal/record.h"
 #include "fiber/mutex.h"
 #include "fiber/this_fiber.h"
+#include "fiber/timer.h"
 #include "gtest/gtest.h"
 #include "netpoll/tcp.h"
 #include "sched/run.h"
 #include "sched/runtime.h"
+#include "tests/child.h"
 #include "tests/netpoll/sockets.h"
 
 namespace netpoll_test {
@@ -162,6 +170,170 @@ TEST_P(ForkTest, AChildMayDestroyItsCopyOfARuntime) {
   EXPECT_FALSE(sleeper.is_done());
   sleeper.Cancel();
   EXPECT_TRUE(absl::IsCancelled(sleeper.Join()));
+}
+
+// Whatever generation it is of: what a fork does to the library must leave it fit for the next.
+TEST_P(ForkTest, AChildsFiberMayForkAgain) {
+  Run([] {
+    EXPECT_EQ(StatusOfChild([] {
+                int status = -1;
+                sched::Run({.workers = 2}, [&] {
+                  status = StatusOfChild([] {
+                    int grandchilds = -1;
+                    sched::Run({.workers = 1}, [&] { grandchilds = StatusOfChild(&RunSomething); });
+                    return grandchilds == 0 && RunSomething();
+                  });
+                });
+                return status == 0 && RunSomething();
+              }),
+              0);
+  });
+}
+
+// It is no fiber any more, and stands on the stack of one: calls of the library block the thread.
+TEST_P(ForkTest, AFibersChildIsAPlainThread) {
+  Run([] {
+    EXPECT_EQ(StatusOfChild([] {
+                fiber::Mutex mutex;
+                fiber::MutexLock hold(mutex);
+                fiber::Channel<int> channel;
+                return fiber::CurrentId() == 0 && fiber::Sleep(absl::Milliseconds(1)).ok() &&
+                       absl::IsDeadlineExceeded(channel.Receive(absl::Milliseconds(1)).status());
+              }),
+              0);
+  });
+}
+
+// What is due goes off in the parent alone, however long the child's runtimes live. A copy of it would be run in both.
+TEST_P(ForkTest, TimersOfTheParentDoNotGoOffInAChild) {
+  void* memory = mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(memory, MAP_FAILED);
+  auto* calls = new (memory) std::atomic<int>{0};
+  auto* wakes = new (static_cast<char*>(memory) + 64) std::atomic<int>{0};
+  Run([&] {
+    fiber::Channel<int> rung(1);
+    fiber::Timer timer(absl::Milliseconds(20), [&] {
+      calls->fetch_add(1);
+      EXPECT_TRUE(rung.Send(1).ok());
+    });
+    auto sleeper = fiber::Spawn([&] {
+      EXPECT_TRUE(fiber::Sleep(absl::Milliseconds(20)).ok());
+      wakes->fetch_add(1);
+    });
+    WaitUntilParked(sleeper);
+    EXPECT_EQ(StatusOfChild([] {
+                sched::Run({.workers = 2}, [] { EXPECT_TRUE(fiber::Sleep(absl::Milliseconds(40)).ok()); });
+                return RunSomething();
+              }),
+              0);
+    EXPECT_TRUE(rung.Receive().ok());
+    sleeper.Join();
+  });
+  EXPECT_EQ(calls->load(), 1);
+  EXPECT_EQ(wakes->load(), 1);
+  munmap(memory, 4096);
+}
+
+TEST_P(ForkTest, AFibersChildHasTheSignalMaskOfWhoeverMadeTheRuntime) {
+  sigset_t mine;
+  sigemptyset(&mine);
+  sigaddset(&mine, SIGUSR2);
+  sigset_t before;
+  ASSERT_EQ(pthread_sigmask(SIG_SETMASK, &mine, &before), 0);
+  Run([&] {
+    EXPECT_EQ(StatusOfChild([&] {
+                sigset_t childs;
+                if (pthread_sigmask(SIG_BLOCK, nullptr, &childs) != 0) return false;
+                for (int signal = 1; signal <= SIGRTMAX; ++signal) {
+                  if (sigismember(&childs, signal) != sigismember(&mine, signal)) return false;
+                }
+                return true;
+              }),
+              0);
+  });
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+// The worker's mask goes to the program, unless it is said otherwise.
+TEST_P(ForkTest, AFiberMaySpawnAProgramThatSignalsReach) {
+  Run([] {
+    posix_spawnattr_t attributes;
+    ASSERT_EQ(posix_spawnattr_init(&attributes), 0);
+    sigset_t none;
+    sigemptyset(&none);
+    EXPECT_EQ(posix_spawnattr_setsigmask(&attributes, &none), 0);
+    EXPECT_EQ(posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK), 0);
+    char shell[] = "sh";
+    char option[] = "-c";
+    char command[] = "kill -TERM $$; exit 7";
+    char* const arguments[] = {shell, option, command, nullptr};
+    pid_t child = -1;
+    EXPECT_EQ(posix_spawn(&child, "/bin/sh", nullptr, &attributes, arguments, environ), 0);
+    int status = -1;
+    EXPECT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM) << status;
+    posix_spawnattr_destroy(&attributes);
+  });
+}
+
+std::unique_ptr<sched::Runtime> of_the_program;  // destroyed by exit(), in a child too
+
+// Also what is destroyed at exit, after main(): runtimes that are not there, and whatever uses them.
+TEST_P(ForkTest, AChildMayExitWhoeverForks) {
+  of_the_program = std::make_unique<sched::Runtime>(sched::RuntimeOptions{.workers = GetParam()});
+  auto sleeper = of_the_program->Spawn([] { return fiber::Sleep(absl::InfiniteDuration()); });
+  fflush(nullptr);  // or the child writes it once more
+  const auto exits = [] {
+    std::exit(7);
+    return false;
+  };
+  const int by_thread = StatusOfChild(exits);
+  EXPECT_TRUE(WIFEXITED(by_thread) && WEXITSTATUS(by_thread) == 7) << by_thread;
+  Run([&] {
+    const int by_fiber = StatusOfChild(exits);
+    EXPECT_TRUE(WIFEXITED(by_fiber) && WEXITSTATUS(by_fiber) == 7) << by_fiber;
+  });
+  sleeper.Cancel();
+  EXPECT_TRUE(absl::IsCancelled(sleeper.Join()));
+  of_the_program.reset();
+}
+
+// Its fibers would wait for ever for workers that are not there.
+TEST_P(ForkTest, ASpawnOnACopyOfARuntimeEndsTheChildWithAMessage) {
+  sched::Runtime runtime({.workers = GetParam()});
+  const tests::ChildEnd end = tests::RunChild([&] {
+    runtime.Go([] {});
+    return tests::kFine;
+  });
+  EXPECT_TRUE(WIFSIGNALED(end.status) && WTERMSIG(end.status) == SIGABRT) << end.status;
+  EXPECT_NE(end.said.find("spawned in a child of fork(), on a runtime of the parent's"), std::string::npos) << end.said;
+}
+
+// There is nobody to go on with on its worker.
+TEST_P(ForkTest, AFiberThatReturnsInAChildEndsItWithAMessage) {
+  const int said = memfd_create("stderr of a child", MFD_CLOEXEC);
+  ASSERT_GE(said, 0);
+  const pid_t parent = getpid();
+  std::atomic<int> status{-1};
+  Run([&] {
+    fiber::Spawn([&] {
+      const pid_t child = fork();
+      if (child == 0) {
+        alarm(kPatienceSeconds);
+        dup2(said, STDERR_FILENO);
+        return;
+      }
+      int childs = -1;
+      EXPECT_EQ(waitpid(child, &childs, 0), child);
+      status = childs;
+    }).Join();
+  });
+  ASSERT_EQ(getpid(), parent);
+  EXPECT_TRUE(WIFSIGNALED(status.load()) && WTERMSIG(status.load()) == SIGABRT) << status.load();
+  char text[512] = {};
+  EXPECT_GT(pread(said, text, sizeof text - 1, 0), 0);
+  EXPECT_NE(strstr(text, "a fiber returns in a child of fork()"), nullptr) << text;
+  close(said);
 }
 
 }  // namespace
