@@ -80,6 +80,7 @@ class Scheduler {
   // No other scheduler's, before or after: an address may come again. Any thread.
   uint64_t serial() const { return serial_; }
 
+  // Whether its clock is virtual and its workers one thread. Any thread.
   bool is_simulation() const { return is_simulation_; }
 
   // Whether all its fibers, present and future, are cancelled. Any thread. order: cancel
@@ -92,8 +93,6 @@ class Scheduler {
   void SetCancelled() { is_cancelled_.store(true, std::memory_order_seq_cst); }  // order: cancel
 
  private:
-  friend void internal::GiveWayInSimulation();
-
   static uint64_t NextSerial() {
     static std::atomic<uint64_t> last{0};
     return last.fetch_add(1, std::memory_order_relaxed) + 1;

@@ -25,6 +25,7 @@ std::string_view WaitReasonName(WaitReason reason) {
     case WaitReason::kCondition: return "condition";
     case WaitReason::kBarrier: return "barrier";
     case WaitReason::kOnce: return "once";
+    case WaitReason::kBlockingCall: return "blocking call";
   }
   return "unknown";
 }

@@ -29,8 +29,9 @@ enum class WaitReason : uint8_t {
   kCondition,
   kBarrier,
   kOnce,
+  kBlockingCall,
 };
-inline constexpr int kWaitReasons = static_cast<int>(WaitReason::kOnce) + 1;
+inline constexpr int kWaitReasons = static_cast<int>(WaitReason::kBlockingCall) + 1;
 
 // "sleep", "mutex", … for messages. Never blocks.
 std::string_view WaitReasonName(WaitReason reason);

@@ -235,7 +235,7 @@ void Cancel(Record& fiber, const absl::Status& cause) {
 void GiveWayInSimulation() {
   ThreadState& thread = ThisThread();
   // Not from one that is about to park: its state says so already.
-  if (thread.current != nullptr && thread.scheduler->is_simulation_ &&
+  if (thread.current != nullptr && thread.scheduler->is_simulation() &&
       thread.current->state.load(std::memory_order_relaxed) == State::kRunning) {
     thread.scheduler->SchedulePoint(thread);
   }

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "fiber/internal/block_signals.h"
 #include "fiber/internal/context.h"
 #include "fiber/internal/futex.h"
 #include "fiber/internal/overflow.h"
@@ -61,22 +62,21 @@ void* Worker::Entry(void* worker) {
 
 namespace {
 
-// Signals meant for the process go to threads that are not ours; faults are the thread's own, SIGPROF a profiler's, and one
-// asks it where it is.
-void BlockSignals(sigset_t* before) {
+// Which asks the thread where it is.
+void UnblockProbeSignal() {
+  const int probe = InstallProbeSignal();
+  if (probe == 0) return;
   sigset_t signals;
-  sigfillset(&signals);
-  for (int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT, SIGPROF}) {
-    sigdelset(&signals, signal);
-  }
-  if (const int probe = InstallProbeSignal(); probe != 0) sigdelset(&signals, probe);
-  pthread_sigmask(SIG_BLOCK, &signals, before);  // cannot fail with these arguments
+  sigemptyset(&signals);
+  sigaddset(&signals, probe);
+  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);  // cannot fail with these arguments
 }
 
 }  // namespace
 
 void Worker::Main() {
-  BlockSignals(&inherited_signals_);
+  fiber::internal::BlockSignals(&inherited_signals_);
+  UnblockProbeSignal();
   fiber::internal::AlternateStack alternate_stack;
   pthread_setname_np(pthread_self(), "weft-worker");  // only a name: may fail
   // Sleeps of 100 us are to be honoured; the default lets the kernel be 50 us late. Refused: as late as it likes.

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "fiber/internal/sanitizer.h"
+#include "fiber/internal/thread_pool.h"
 #include "gtest/gtest.h"
 #include "tests/leaks/census.h"
 
@@ -27,6 +28,7 @@ class LeakListener : public testing::EmptyTestEventListener {
   }
   void OnTestEnd(const testing::TestInfo& test) override {
     if (test.result()->Failed()) return;  // which has said why; and what an ASSERT left is no wonder
+    fiber::internal::ThreadPool::Get().EndIdle();  // they would go in some seconds, too
     const std::string changes = Census::Take().ChangesSince(before_, abandoned_fibers);
     if (!changes.empty()) ADD_FAILURE() << "leaks:" << changes;
   }

@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "fiber/internal/thread_pool.h"
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "fiber/internal/block_signals.h"
+#include "fiber/internal/fork.h"
+#include "fiber/internal/futex.h"
+#include "fiber/internal/local_slot.h"
+#include "fiber/internal/system_calls.h"
+#include "fiber/internal/thread_state.h"
+#include "fiber/internal/wait.h"
+
+namespace fiber::internal {
+namespace {
+
+// What keeps threads from being made: they need a stack, too.
+constexpr char kThreadLimits[] =
+    "the limit on threads is reached (ulimit -u, the pids limit of the control group, kernel.threads-max), or on address "
+    "space (ulimit -v), locked memory after mlockall (ulimit -l) or mappings (vm.max_map_count); raise it or have fewer "
+    "threads";
+
+// For children of fork(): the lock around the making of a static may have stayed with another thread. Const once made.
+constinit ThreadPool* the_pool = nullptr;
+
+// The mask to give back to a child of fork() that has this thread, whatever it then executes. Null: not one of the pool's.
+constinit thread_local const sigset_t* pool_threads_signals = nullptr;
+
+}  // namespace
+
+// Never destroyed: its threads may be in calls that exit() does not wait for.
+ThreadPool& ThreadPool::Get() {
+  static ThreadPool* const pool = new ThreadPool;
+  return *pool;
+}
+
+ThreadPool::ThreadPool() {
+  the_pool = this;
+  HoldAcrossForks(lock_);
+  CallInForkedChildren(&RestartInFork);
+}
+
+// Threads and those who waited stayed in the parent; but for the one that called fork(), which may be in a call.
+void ThreadPool::RestartInFork() {
+  ThreadPool& pool = *the_pool;
+  {
+    SpinLockHolder hold(pool.lock_);
+    pool.first_ = nullptr;
+    pool.last_ = nullptr;
+    pool.idle_ = nullptr;
+    pool.threads_ = 0;
+  }
+  if (pool_threads_signals != nullptr) {
+    pthread_sigmask(SIG_SETMASK, pool_threads_signals, nullptr);  // cannot fail with these arguments
+  }
+}
+
+// Who wants calls made. ----------------------------------------------------------------------------------------------
+
+absl::Status ThreadPool::Run(std::unique_ptr<PooledCall>& call, Deadline deadline) {
+  bool is_abandoned = false;
+  absl::Status status = Await(*call, deadline, /*may_abandon=*/true, &is_abandoned);
+  if (is_abandoned) (void)call.release();  // the thread that makes it deletes it
+  return status;
+}
+
+absl::Status ThreadPool::RunToEnd(PooledCall& call, Deadline deadline) {
+  bool is_abandoned = false;
+  return Await(call, deadline, /*may_abandon=*/false, &is_abandoned);
+}
+
+absl::Status ThreadPool::Await(PooledCall& call, Deadline deadline, bool may_abandon,
+                               bool* is_abandoned) {
+  Submit(call);
+  absl::Status status;
+  {
+    Wait wait(WaitReason::kBlockingCall, this);
+    status = call.done_.WaitAs(wait, deadline);
+  }
+  if (status.ok()) return call.refusal_;
+  switch (GiveUp(call, may_abandon)) {
+    case GaveUp::kWhileItIsMade:
+      *is_abandoned = true;
+      return status;
+    case GaveUp::kBeforeItWasMade:
+      return status;
+    case GaveUp::kTooLate:
+      break;
+  }
+  Wait wait(WaitReason::kBlockingCall, this, Interruptible::kNo);
+  call.done_.WaitAs(wait, Deadline::Never()).IgnoreError();  // nothing else can end it
+  return call.refusal_;
+}
+
+void ThreadPool::Submit(PooledCall& call) {
+  Thread* idle = nullptr;
+  bool starts = false;
+  {
+    SpinLockHolder hold(lock_);
+    if (idle_ != nullptr) {
+      idle = idle_;
+      idle_ = idle->next_idle;
+      idle->call = &call;
+      call.state_ = PooledCall::State::kTaken;
+    } else {
+      PushLocked(call);
+      starts = threads_ < most_;
+      if (starts) ++threads_;
+    }
+  }
+  if (idle != nullptr) Wake(*idle);
+  if (starts) Start();
+}
+
+ThreadPool::GaveUp ThreadPool::GiveUp(PooledCall& call, bool may_abandon) {
+  SpinLockHolder hold(lock_);
+  if (call.state_ == PooledCall::State::kQueued) {
+    RemoveLocked(call);
+    call.state_ = PooledCall::State::kNew;
+    return GaveUp::kBeforeItWasMade;
+  }
+  if (call.state_ == PooledCall::State::kTaken && may_abandon) {
+    call.state_ = PooledCall::State::kAbandoned;
+    return GaveUp::kWhileItIsMade;
+  }
+  return GaveUp::kTooLate;
+}
+
+void ThreadPool::SetMaxThreads(int most) {
+  if (most < 1) Fatal("at most %d threads for blocking calls: it must be at least 1", most);
+  int starts = 0;
+  Thread* ending = nullptr;
+  {
+    SpinLockHolder hold(lock_);
+    most_ = most;
+    while (threads_ > most_ && idle_ != nullptr) {
+      Thread* const thread = idle_;
+      idle_ = thread->next_idle;
+      thread->next_idle = ending;
+      ending = thread;
+      --threads_;
+    }
+    // For those who were waiting for a thread.
+    for (PooledCall* call = first_; call != nullptr && threads_ < most_; call = call->next_) {
+      ++threads_;
+      ++starts;
+    }
+  }
+  while (ending != nullptr) {
+    Thread& thread = *ending;
+    ending = thread.next_idle;
+    Wake(thread);
+  }
+  for (; starts > 0; --starts) Start();
+}
+
+int ThreadPool::threads() {
+  SpinLockHolder hold(lock_);
+  return threads_;
+}
+
+// Threads. ------------------------------------------------------------------------------------------------------------
+
+// Where none can be had, others make what is queued; if there are none and none is being started, nobody ever would.
+void ThreadPool::Start() {
+  pthread_t thread;
+  const int error = System().pthread_create(&thread, nullptr, &Entry, this);
+  if (error == 0) return;
+  PooledCall* refused = nullptr;
+  {
+    SpinLockHolder hold(lock_);
+    if (--threads_ > 0) return;
+    refused = first_;
+    first_ = nullptr;
+    last_ = nullptr;
+    for (PooledCall* call = refused; call != nullptr; call = call->next_) {
+      call->state_ = PooledCall::State::kDone;
+    }
+  }
+  while (refused != nullptr) {
+    PooledCall& call = *refused;
+    refused = call.next_;
+    call.refusal_ = absl::ResourceExhaustedError(absl::StrCat(
+        "not one thread for a blocking call can be had: ", strerror(error), ": ", kThreadLimits));
+    call.done_.Set();
+  }
+}
+
+void* ThreadPool::Entry(void* pool) {
+  Thread self;
+  BlockSignals(&self.inherited_signals);
+  self.id = pthread_self();
+  pthread_setname_np(self.id, "weft-blocking");  // only a name: may fail
+  pool_threads_signals = &self.inherited_signals;
+  static_cast<ThreadPool*>(pool)->ServeAs(self);
+  pool_threads_signals = nullptr;
+  if (!self.is_joined) pthread_detach(self.id);  // cannot fail: nobody else joins it
+  return nullptr;
+}
+
+void ThreadPool::ServeAs(Thread& self) {
+  const uint64_t generation = ForkGeneration();
+  PooledCall* made = nullptr;
+  for (;;) {
+    PooledCall* call = TakeNext(self, made);
+    if (call == nullptr) call = Sleep(self);
+    if (call == nullptr) return;
+    call->Make();
+    if (ForkGeneration() != generation) return;  // a child's, where nobody waits for the call
+    // What the call has left in this thread, the next is not to find.
+    if (WaitBlock* const block = ThisThread().plain_block; block != nullptr) DropValues(*block);
+    made = call;
+  }
+}
+
+PooledCall* ThreadPool::TakeNext(Thread& self, PooledCall* made) {
+  PooledCall* next = nullptr;
+  lock_.Lock();
+  if (made != nullptr && made->state_ == PooledCall::State::kAbandoned) {
+    lock_.Unlock();
+    made->OnUnwanted();
+    delete made;  // which may take long, so it is done before this thread can be given another
+    made = nullptr;
+    lock_.Lock();
+  }
+  if (made != nullptr) made->state_ = PooledCall::State::kDone;
+  self.call = nullptr;
+  if (threads_ > most_) {
+    // One too many: it ends as if it had been told to.
+    --threads_;
+    self.signal.store(1, std::memory_order_relaxed);
+  } else if (first_ != nullptr) {
+    next = first_;
+    RemoveLocked(*next);
+    next->state_ = PooledCall::State::kTaken;
+  } else {
+    self.signal.store(0, std::memory_order_relaxed);
+    self.next_idle = idle_;
+    idle_ = &self;
+  }
+  lock_.Unlock();
+  // Who waited may find this thread idle when he goes on.
+  if (made != nullptr) made->done_.Set();
+  return next;
+}
+
+// order: pool-signal — release by who writes `call`, acquire by the thread.
+PooledCall* ThreadPool::Sleep(Thread& self) {
+  int64_t deadline_ns = MonotonicNs() + idle_ns_.load(std::memory_order_relaxed);
+  while (self.signal.load(std::memory_order_acquire) == 0) {  // order: pool-signal
+    if (FutexWait(self.signal, 0, deadline_ns)) continue;
+    SpinLockHolder hold(lock_);
+    if (TakeIdleLocked(self)) {
+      --threads_;
+      return nullptr;
+    }
+    deadline_ns = kNeverNs;  // the signal comes
+  }
+  return self.call;
+}
+
+// The thread may be gone as soon as the signal is there.
+void ThreadPool::Wake(Thread& thread) {
+  thread.signal.store(1, std::memory_order_release);  // order: pool-signal
+  FutexWake(thread.signal, 1);
+}
+
+void ThreadPool::EndIdle() {
+  Thread* ending = nullptr;
+  {
+    SpinLockHolder hold(lock_);
+    ending = idle_;
+    idle_ = nullptr;
+    for (Thread* thread = ending; thread != nullptr; thread = thread->next_idle) {
+      --threads_;
+      thread->is_joined = true;
+    }
+  }
+  while (ending != nullptr) {
+    Thread& thread = *ending;
+    const pthread_t id = thread.id;
+    ending = thread.next_idle;
+    Wake(thread);
+    pthread_join(id, nullptr);  // cannot fail: it is joined once, and by others
+  }
+}
+
+// Lists. --------------------------------------------------------------------------------------------------------------
+
+void ThreadPool::PushLocked(PooledCall& call) {
+  call.state_ = PooledCall::State::kQueued;
+  call.next_ = nullptr;
+  call.prev_ = last_;
+  (last_ == nullptr ? first_ : last_->next_) = &call;
+  last_ = &call;
+}
+
+void ThreadPool::RemoveLocked(PooledCall& call) {
+  (call.prev_ == nullptr ? first_ : call.prev_->next_) = call.next_;
+  (call.next_ == nullptr ? last_ : call.next_->prev_) = call.prev_;
+}
+
+bool ThreadPool::TakeIdleLocked(Thread& thread) {
+  for (Thread** link = &idle_; *link != nullptr; link = &(*link)->next_idle) {
+    if (*link != &thread) continue;
+    *link = thread.next_idle;
+    return true;
+  }
+  return false;
+}
+
+}  // namespace fiber::internal
