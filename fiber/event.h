@@ -16,7 +16,7 @@ namespace internal {
 template <class H>
 class EventClause;
 struct ChildEvent;
-class ThreadPool;
+struct EventWait;
 class Wait;
 }
 
@@ -58,7 +58,7 @@ class Event {
   template <class H>
   friend class internal::EventClause;
   friend struct internal::ChildEvent;
-  friend class internal::ThreadPool;
+  friend struct internal::EventWait;
 
   static constexpr uint64_t kSet = uint64_t{1} << internal::StateWord::kFirstBit;
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fiber/internal/system_calls.h"
 
+#include <dirent.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -37,6 +39,7 @@ constinit const SystemCalls kKernel = {
       const iovec there{const_cast<void*>(from), size};
       return ::process_vm_readv(::getpid(), &here, 1, &there, 1, 0);
     },
+    .munmap = ::munmap,
     .open = [](const char* path, int flags) { return ::open(path, flags); },
     .read = ::read,
     .write = ::write,
@@ -66,6 +69,33 @@ constinit const SystemCalls kKernel = {
               ::syscall(SYS_epoll_pwait2, epoll_fd, events, capacity, timeout, nullptr, size_t{0}));
         },
     .eventfd = ::eventfd,
+    .openat = [](int folder_fd, const char* path, int flags,
+                 mode_t mode) { return ::openat(folder_fd, path, flags, mode); },
+    .pread = ::pread,
+    .pwrite = ::pwrite,
+    .preadv2 = ::preadv2,
+    .fsync = ::fsync,
+    .fdatasync = ::fdatasync,
+    .ftruncate = ::ftruncate,
+    .statx = ::statx,
+    .getdents64 = ::getdents64,
+    .renameat = ::renameat,
+    .unlinkat = ::unlinkat,
+    .mkdirat = ::mkdirat,
+    .io_uring_setup =
+        [](unsigned int entries, io_uring_params* params) {
+          return static_cast<int>(::syscall(SYS_io_uring_setup, entries, params));
+        },
+    .io_uring_enter =
+        [](int ring_fd, unsigned int submitted, unsigned int awaited, unsigned int flags) {
+          return static_cast<int>(
+              ::syscall(SYS_io_uring_enter, ring_fd, submitted, awaited, flags, nullptr, size_t{0}));
+        },
+    .io_uring_register =
+        [](int ring_fd, unsigned int operation, void* argument, unsigned int count) {
+          return static_cast<int>(
+              ::syscall(SYS_io_uring_register, ring_fd, operation, argument, count));
+        },
 };
 
 constinit std::atomic<const SystemCalls*> system_calls{&kKernel};

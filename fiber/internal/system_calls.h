@@ -9,11 +9,16 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <sys/uio.h>
 #include <time.h>
 
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+
+struct io_uring_params;
 
 namespace fiber::internal {
 
@@ -39,6 +44,7 @@ struct SystemCalls {
   void* (*mmap)(void* address, size_t size, int protection, int flags, int fd, off_t offset);
   // Of this process: what is not there is an error, not a fault.
   ssize_t (*process_vm_readv)(void* to, const void* from, size_t size);
+  int (*munmap)(void* address, size_t size);
   // Any descriptor.
   int (*open)(const char* path, int flags);
   ssize_t (*read)(int fd, void* buffer, size_t size);
@@ -67,6 +73,22 @@ struct SystemCalls {
   int (*epoll_wait)(int epoll_fd, epoll_event* events, int capacity, int timeout_ms);
   int (*epoll_pwait2)(int epoll_fd, epoll_event* events, int capacity, const timespec* timeout);
   int (*eventfd)(unsigned int value, int flags);
+  // Files.
+  int (*openat)(int folder_fd, const char* path, int flags, mode_t mode);
+  ssize_t (*pread)(int fd, void* buffer, size_t size, off_t offset);
+  ssize_t (*pwrite)(int fd, const void* data, size_t size, off_t offset);
+  ssize_t (*preadv2)(int fd, const iovec* pieces, int count, off_t offset, int flags);
+  int (*fsync)(int fd);
+  int (*fdatasync)(int fd);
+  int (*ftruncate)(int fd, off_t size);
+  int (*statx)(int folder_fd, const char* path, int flags, unsigned int mask, struct statx* result);
+  ssize_t (*getdents64)(int fd, void* buffer, size_t size);
+  int (*renameat)(int from_folder_fd, const char* from, int to_folder_fd, const char* to);
+  int (*unlinkat)(int folder_fd, const char* path, int flags);
+  int (*mkdirat)(int folder_fd, const char* path, mode_t mode);
+  int (*io_uring_setup)(unsigned int entries, io_uring_params* params);
+  int (*io_uring_enter)(int ring_fd, unsigned int submitted, unsigned int awaited, unsigned int flags);
+  int (*io_uring_register)(int ring_fd, unsigned int operation, void* argument, unsigned int count);
 };
 
 // The kernel's own.

@@ -8,12 +8,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "fiber/internal/block_signals.h"
+#include "fiber/internal/event_wait.h"
 #include "fiber/internal/fork.h"
 #include "fiber/internal/futex.h"
 #include "fiber/internal/local_slot.h"
 #include "fiber/internal/system_calls.h"
 #include "fiber/internal/thread_state.h"
-#include "fiber/internal/wait.h"
+#include "fiber/wait_reason.h"
 
 namespace fiber::internal {
 namespace {
@@ -73,14 +74,15 @@ absl::Status ThreadPool::RunToEnd(PooledCall& call, Deadline deadline) {
   return Await(call, deadline, /*may_abandon=*/false, &is_abandoned);
 }
 
+absl::Status ThreadPool::RunRegardless(PooledCall& call) {
+  Submit(call);
+  return AwaitDone(call);
+}
+
 absl::Status ThreadPool::Await(PooledCall& call, Deadline deadline, bool may_abandon,
                                bool* is_abandoned) {
   Submit(call);
-  absl::Status status;
-  {
-    Wait wait(WaitReason::kBlockingCall, this);
-    status = call.done_.WaitAs(wait, deadline);
-  }
+  absl::Status status = EventWait::For(call.done_, WaitReason::kBlockingCall, this, deadline);
   if (status.ok()) return call.refusal_;
   switch (GiveUp(call, may_abandon)) {
     case GaveUp::kWhileItIsMade:
@@ -91,8 +93,11 @@ absl::Status ThreadPool::Await(PooledCall& call, Deadline deadline, bool may_aba
     case GaveUp::kTooLate:
       break;
   }
-  Wait wait(WaitReason::kBlockingCall, this, Interruptible::kNo);
-  call.done_.WaitAs(wait, Deadline::Never()).IgnoreError();  // nothing else can end it
+  return AwaitDone(call);
+}
+
+absl::Status ThreadPool::AwaitDone(PooledCall& call) {
+  EventWait::ForIt(call.done_, WaitReason::kBlockingCall, this);
   return call.refusal_;
 }
 

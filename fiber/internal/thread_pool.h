@@ -90,6 +90,8 @@ class ThreadPool {
   absl::Status Run(std::unique_ptr<PooledCall>& call, Deadline deadline);
   // The same, but the wait does not end while the call is being made: afterwards nobody but the caller refers to it.
   absl::Status RunToEnd(PooledCall& call, Deadline deadline);
+  // The same, whoever is cancelled and however late it is. Only kResourceExhausted: no thread can be had.
+  absl::Status RunRegardless(PooledCall& call);
 
   // From now on there are at most `most` threads; those above it end when they have made their call. Never blocks.
   // REQUIRES: most >= 1
@@ -120,6 +122,8 @@ class ThreadPool {
 
   void Submit(PooledCall& call);
   absl::Status Await(PooledCall& call, Deadline deadline, bool may_abandon, bool* is_abandoned);
+  // Whoever waits is not interrupted any more.
+  absl::Status AwaitDone(PooledCall& call);
   GaveUp GiveUp(PooledCall& call, bool may_abandon);
 
   // A thread that was counted already.

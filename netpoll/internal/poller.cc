@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "netpoll/internal/poller.h"
 
+#include <mutex>
 #include <utility>
 
 #include "fiber/internal/fork.h"
@@ -123,6 +124,11 @@ bool Poller::Harvest(int64_t deadline_ns, bool* was_kicked) {
   for (int i = 0; i < count; ++i) {
     constexpr int kAhead = 4;
     if (i + kAhead < count) __builtin_prefetch(Descriptor::OfTag(events[i + kAhead].tag));
+    if (events[i].tag == kCompanionTag) [[unlikely]] {
+      Companion* const companion = companion_.load(std::memory_order_acquire);  // order: companion
+      if (companion != nullptr) companion->OnNews();  // null: before anybody has used it
+      continue;
+    }
     Descriptor* descriptor = Descriptor::OfTag(events[i].tag);
     if (descriptor->tag() == events[i].tag) descriptor->OnEvent(events[i].bits);
   }
@@ -144,8 +150,30 @@ void Poller::Remove(int fd) {
   Unref();
 }
 
+// Not under a mutex of a worker's for long: it is made once, and those who come meanwhile need it.
+Companion* Poller::OfferCompanion(absl::FunctionRef<std::unique_ptr<Companion>()> make) {
+  if (!was_companion_offered_.load(std::memory_order_acquire)) {  // order: companion
+    std::lock_guard hold(companion_mutex_);
+    if (!was_companion_offered_.load(std::memory_order_relaxed)) {
+      owned_companion_ = make();
+      if (owned_companion_ != nullptr && !backend_->Add(owned_companion_->fd(), kCompanionTag).ok()) {
+        owned_companion_ = nullptr;
+      }
+      companion_.store(owned_companion_.get(), std::memory_order_release);  // order: companion
+      was_companion_offered_.store(true, std::memory_order_release);        // order: companion
+    }
+  }
+  return companion_.load(std::memory_order_acquire);  // order: companion
+}
+
 void Poller::Stop() {
   if (is_own_process()) {
+    {
+      std::lock_guard hold(companion_mutex_);
+      if (owned_companion_ != nullptr) backend_->Remove(owned_companion_->fd());
+      companion_.store(nullptr, std::memory_order_relaxed);  // its workers have ended
+      owned_companion_ = nullptr;
+    }
     is_stopped_.store(true, std::memory_order_seq_cst);  // order: poll-end
     DescriptorSlab::ForEach([this](Descriptor& descriptor) { descriptor.Orphan(*this); });
   }

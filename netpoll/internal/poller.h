@@ -5,9 +5,11 @@
 #include <cstdint>
 #include <memory>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "fiber/internal/atomic.h"
+#include "fiber/internal/spin_lock.h"
 #include "netpoll/internal/backend.h"
 #include "sched/event_source.h"
 
@@ -16,6 +18,16 @@ namespace netpoll::internal {
 using fiber::internal::Atomic;
 
 class Descriptor;
+
+// Companion is something else that brings news to fibers of a poller's runtime, by a descriptor of its own.
+class Companion {
+ public:
+  virtual ~Companion() = default;
+  // Watched as long as it exists.
+  virtual int fd() const = 0;
+  // There may be news. Any worker, any number at once.
+  virtual void OnNews() = 0;
+};
 
 // Poller brings the news of a runtime's descriptors to the fibers that wait for it. It outlives its runtime for as long
 // as there are descriptors; they then are orphans.
@@ -53,6 +65,9 @@ class Poller {
   // Stops watching, and lets go of the poller.
   void Remove(int fd);
 
+  // The companion of its runtime's fibers, made by `make` on the first call; null if it could not be made then, or watched.
+  Companion* OfferCompanion(absl::FunctionRef<std::unique_ptr<Companion>()> make);
+
   // Its runtime has ended: orphans the descriptors, and lets go of the poller.
   void Stop();
 
@@ -80,6 +95,14 @@ class Poller {
   Atomic<uint64_t> permits_{0};  // order: poll-permit
   Atomic<uint64_t> refs_{1};     // the event source's and the descriptors'; order: count
   Atomic<bool> is_stopped_{false};
+
+  // Its tag: less than that of any descriptor.
+  static constexpr uint64_t kCompanionTag = 1;
+  fiber::internal::BlockingMutex companion_mutex_;
+  std::unique_ptr<Companion> owned_companion_;  // guarded by companion_mutex_
+  // order: companion — release once it is watched and complete, acquire by who uses it.
+  Atomic<Companion*> companion_{nullptr};
+  Atomic<bool> was_companion_offered_{false};  // whatever came of it; written after companion_; order: companion
 };
 
 // PollerSource is the runtime's handle on its poller.

@@ -6,6 +6,7 @@
 #include <net/if.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include <algorithm>
@@ -23,6 +24,16 @@ namespace {
 using fiber::internal::System;
 
 int Result(int result) { return result < 0 ? -errno : result; }
+
+// Inlined: into functions that are not.
+template <class F>
+[[gnu::always_inline]] inline auto Retried(F call) -> decltype(call()) {
+  for (;;) {
+    const auto result = call();
+    if (result >= 0) return result;
+    if (errno != EINTR) return -errno;
+  }
+}
 
 }  // namespace
 
@@ -160,6 +171,89 @@ WEFT_NOINLINE int EpollWaitNs(int epoll_fd, epoll_event* events, int capacity, i
   timeout.tv_sec = static_cast<time_t>(timeout_ns / 1'000'000'000);
   timeout.tv_nsec = static_cast<long>(timeout_ns % 1'000'000'000);
   return Result(System().epoll_pwait2(epoll_fd, events, capacity, &timeout));
+}
+
+WEFT_NOINLINE int OpenFile(const char* path, int flags, mode_t permissions) {
+  return Retried([&] { return System().openat(AT_FDCWD, path, flags | O_CLOEXEC, permissions); });
+}
+
+WEFT_NOINLINE ssize_t ReadAt(int fd, char* buffer, size_t size, uint64_t offset) {
+  return Retried([&] { return System().pread(fd, buffer, size, static_cast<off_t>(offset)); });
+}
+
+WEFT_NOINLINE ssize_t ReadAtNow(int fd, char* buffer, size_t size, uint64_t offset) {
+  const iovec piece{buffer, size};
+  return Retried(
+      [&] { return System().preadv2(fd, &piece, 1, static_cast<off_t>(offset), RWF_NOWAIT); });
+}
+
+WEFT_NOINLINE ssize_t WriteAt(int fd, const char* data, size_t size, uint64_t offset) {
+  return Retried([&] { return System().pwrite(fd, data, size, static_cast<off_t>(offset)); });
+}
+
+WEFT_NOINLINE int SyncFile(int fd, bool with_metadata) {
+  return Retried([&] { return with_metadata ? System().fsync(fd) : System().fdatasync(fd); });
+}
+
+WEFT_NOINLINE int SetFileSize(int fd, uint64_t size) {
+  return Retried([&] { return System().ftruncate(fd, static_cast<off_t>(size)); });
+}
+
+WEFT_NOINLINE int StatFile(int fd, struct statx* result) {
+  return Retried(
+      [&] { return System().statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, result); });
+}
+
+WEFT_NOINLINE int StatPath(const char* path, bool follows_links, struct statx* result) {
+  const int flags = follows_links ? 0 : AT_SYMLINK_NOFOLLOW;
+  return Retried([&] { return System().statx(AT_FDCWD, path, flags, STATX_BASIC_STATS, result); });
+}
+
+WEFT_NOINLINE ssize_t ReadFolder(int fd, char* buffer, size_t size) {
+  return Retried([&] { return System().getdents64(fd, buffer, size); });
+}
+
+WEFT_NOINLINE int RenamePath(const char* from, const char* to) {
+  return Retried([&] { return System().renameat(AT_FDCWD, from, AT_FDCWD, to); });
+}
+
+WEFT_NOINLINE int RemovePath(const char* path, bool is_folder) {
+  return Retried([&] { return System().unlinkat(AT_FDCWD, path, is_folder ? AT_REMOVEDIR : 0); });
+}
+
+WEFT_NOINLINE int MakeFolder(const char* path, mode_t permissions) {
+  return Retried([&] { return System().mkdirat(AT_FDCWD, path, permissions); });
+}
+
+WEFT_NOINLINE int CloseFile(int fd) {
+  if (System().close(fd) == 0 || errno == EINTR) return 0;
+  if (errno == EBADF) {
+    fiber::internal::Fatal("descriptor %d of ours was closed by somebody else", fd);
+  }
+  return -errno;
+}
+
+WEFT_NOINLINE int MakeRing(unsigned int entries, io_uring_params* params) {
+  return Result(System().io_uring_setup(entries, params));
+}
+
+WEFT_NOINLINE int SubmitToRing(int ring_fd, unsigned int count) {
+  return Result(System().io_uring_enter(ring_fd, count, 0, 0));
+}
+
+WEFT_NOINLINE int RegisterWithRing(int ring_fd, unsigned int operation, void* argument,
+                                   unsigned int count) {
+  return Result(System().io_uring_register(ring_fd, operation, argument, count));
+}
+
+WEFT_NOINLINE void* MapRing(int ring_fd, size_t size, uint64_t offset) {
+  void* const address = System().mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
+                                      ring_fd, static_cast<off_t>(offset));
+  return address == MAP_FAILED ? nullptr : address;
+}
+
+WEFT_NOINLINE void UnmapRing(void* address, size_t size) {
+  System().munmap(address, size);  // refused: for want of memory; then it stays
 }
 
 WEFT_NOINLINE int MakeEventFd() { return Result(System().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)); }

@@ -5,10 +5,14 @@
 #include <poll.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/types.h>
 #include <sys/uio.h>
 
 #include <cstddef>
 #include <cstdint>
+
+struct io_uring_params;
 
 // All system calls of netpoll, by way of the table (fiber/internal/system_calls.h), with -errno for a result. Never
 // inlined: a function that parks may come back on another thread, and compilers keep errno's address in it from one call to
@@ -47,6 +51,29 @@ int EpollAdd(int epoll_fd, int fd, uint32_t events, uint64_t tag);
 int EpollRemove(int epoll_fd, int fd);
 int EpollWait(int epoll_fd, epoll_event* events, int capacity, int timeout_ms);  // -1: without end
 int EpollWaitNs(int epoll_fd, epoll_event* events, int capacity, int64_t timeout_ns);
+
+// Files. Each retries EINTR.
+int OpenFile(const char* path, int flags, mode_t permissions);  // close-on-exec
+ssize_t ReadAt(int fd, char* buffer, size_t size, uint64_t offset);
+ssize_t ReadAtNow(int fd, char* buffer, size_t size, uint64_t offset);  // -EAGAIN: it would block
+ssize_t WriteAt(int fd, const char* data, size_t size, uint64_t offset);
+int SyncFile(int fd, bool with_metadata);
+int SetFileSize(int fd, uint64_t size);
+int StatFile(int fd, struct statx* result);
+int StatPath(const char* path, bool follows_links, struct statx* result);
+ssize_t ReadFolder(int fd, char* buffer, size_t size);  // linux_dirent64
+int RenamePath(const char* from, const char* to);
+int RemovePath(const char* path, bool is_folder);
+int MakeFolder(const char* path, mode_t permissions);
+// What close(2) has to say of data that was written before. The descriptor is closed; EBADF as for Close().
+int CloseFile(int fd);
+
+// io_uring(7).
+int MakeRing(unsigned int entries, io_uring_params* params);
+int SubmitToRing(int ring_fd, unsigned int count);  // how many; -EINTR: none
+int RegisterWithRing(int ring_fd, unsigned int operation, void* argument, unsigned int count);
+void* MapRing(int ring_fd, size_t size, uint64_t offset);  // null: no memory
+void UnmapRing(void* address, size_t size);
 
 int MakeEventFd();         // non-blocking
 int AddToEventFd(int fd);  // -EAGAIN: it is full

@@ -1,0 +1,481 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "netpoll/file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "fiber/cancel.h"
+#include "fiber/go.h"
+#include "fiber/internal/thread_pool.h"
+#include "fiber/sim/gtest.h"
+#include "fiber/this_fiber.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "netpoll/error.h"
+#include "netpoll/internal/file_call.h"
+#include "sched/run.h"
+#include "tests/netpoll/faults.h"
+#include "tests/parked.h"
+#include "tests/scale.h"
+
+namespace netpoll_test {
+namespace {
+
+using netpoll::ErrnoOf;
+using netpoll::File;
+using netpoll::FileOptions;
+using netpoll::FileStat;
+using netpoll::FileType;
+using netpoll::IoResult;
+using ::testing::HasSubstr;
+
+constexpr FileOptions kNew = {.write = true, .create = true, .truncate = true};
+
+// Who does what a fiber is not to be held up by.
+enum class By { kRing, kPool, kPlainThread };
+
+std::string NameOf(By by) {
+  switch (by) {
+    case By::kRing: return "Ring";
+    case By::kPool: return "Pool";
+    case By::kPlainThread: return "PlainThread";
+  }
+  return "";
+}
+
+// A directory of its own for each test, and the same results whoever does it.
+class FileTest : public testing::TestWithParam<By> {
+ protected:
+  FileTest() {
+    std::string pattern = absl::StrCat(testing::TempDir(), "/file_testXXXXXX");
+    directory_ = mkdtemp(pattern.data());
+    netpoll::internal::SetMayUseRings(GetParam() == By::kRing);
+  }
+  ~FileTest() override {
+    netpoll::internal::SetMayUseRings(true);
+    std::filesystem::remove_all(directory_);
+  }
+
+  std::string Path(std::string_view name) const { return absl::StrCat(directory_, "/", std::string(name)); }
+  template <class F>
+  void Run(F body) {
+    if (GetParam() == By::kPlainThread) return body();
+    for (const int workers : {1, 2}) sched::Run({.workers = workers}, body);
+  }
+
+  std::string directory_;
+};
+INSTANTIATE_TEST_SUITE_P(By, FileTest, testing::Values(By::kRing, By::kPool, By::kPlainThread),
+                         [](const testing::TestParamInfo<By>& info) { return NameOf(info.param); });
+
+// What is in memory of a file is forgotten, as far as the kernel is willing.
+void Forget(const File& file) {
+  EXPECT_TRUE(file.Fsync().ok());
+  EXPECT_EQ(posix_fadvise(file.fd(), 0, 0, POSIX_FADV_DONTNEED), 0);
+}
+
+std::string Pattern(size_t size) {
+  std::string data(size, '\0');
+  for (size_t i = 0; i < size; ++i) data[i] = static_cast<char>(i * 7 + i / 256);
+  return data;
+}
+
+TEST_P(FileTest, WhatWasWrittenIsRead) {
+  Run([this] {
+    const std::string data = Pattern(10'000);
+    File file = File::Open(Path("a"), kNew).value();
+    const IoResult written = file.Pwrite(data, 5);
+    EXPECT_TRUE(written.ok()) << written.status;
+    EXPECT_EQ(written.bytes, data.size());
+    EXPECT_EQ(file.Size().value(), data.size() + 5);
+    for (const bool is_in_memory : {true, false}) {
+      if (!is_in_memory) Forget(file);
+      std::string back(data.size() + 5, 'x');
+      EXPECT_EQ(file.Pread(back, 0).value(), back.size());
+      EXPECT_EQ(back, std::string(5, '\0') + data);
+    }
+    EXPECT_TRUE(file.Close().ok());
+  });
+}
+
+TEST_P(FileTest, AReadIsShortOnlyAtTheEnd) {
+  Run([this] {
+    ASSERT_TRUE(netpoll::WriteFile(Path("a"), "0123456789").ok());
+    const File file = File::Open(Path("a")).value();
+    char buffer[8];
+    EXPECT_EQ(file.Pread(buffer, 0).value(), 8u);
+    EXPECT_EQ(std::string_view(buffer, 8), "01234567");
+    EXPECT_EQ(file.Pread(buffer, 6).value(), 4u);
+    EXPECT_EQ(std::string_view(buffer, 4), "6789");
+    EXPECT_EQ(file.Pread(buffer, 10).value(), 0u);
+    EXPECT_EQ(file.Pread(buffer, 1'000'000).value(), 0u);
+    EXPECT_EQ(file.Pread({}, 0).value(), 0u);
+    EXPECT_TRUE(absl::IsInvalidArgument(file.Pread(buffer, UINT64_MAX).status()));
+  });
+}
+
+TEST_P(FileTest, ManyPartsAreTransferredWhole) {
+  Run([this] {
+    const std::string data = Pattern((size_t{tests::kIsSlow ? 2 : 5} << 20) + 77);
+    const File file = File::Open(Path("a"), kNew).value();
+    EXPECT_EQ(file.Pwrite(data, 0).bytes, data.size());
+    Forget(file);
+    std::string back(data.size() + 100, 'x');
+    EXPECT_EQ(file.Pread(back, 0).value(), data.size());
+    EXPECT_TRUE(std::string_view(back).substr(0, data.size()) == data);
+  });
+}
+
+TEST_P(FileTest, AppendGoesToTheEndWhoeverElseWrites) {
+  Run([this] {
+    ASSERT_TRUE(netpoll::WriteFile(Path("a"), "").ok());
+    const File one = File::Open(Path("a"), {.read = false, .append = true}).value();
+    const File two = File::Open(Path("a"), {.append = true}).value();
+    for (int i = 0; i < 3; ++i) {
+      EXPECT_EQ(one.Append("one ").bytes, 4u);
+      EXPECT_EQ(two.Append("two ").bytes, 4u);
+    }
+    EXPECT_EQ(netpoll::ReadFile(Path("a"), 100).value(), "one two one two one two ");
+  });
+}
+
+TEST_P(FileTest, OptionsSayWhatOpenDoes) {
+  Run([this] {
+    std::filesystem::remove(Path("a"));
+    EXPECT_TRUE(absl::IsNotFound(File::Open(Path("a")).status()));
+    EXPECT_TRUE(absl::IsNotFound(File::Open(Path("a"), {.write = true}).status()));
+    EXPECT_TRUE(File::Open(Path("a"), {.write = true, .create = true, .exclusive = true, .permissions = 0600}).ok());
+    EXPECT_EQ(netpoll::StatPath(Path("a")).value().permissions, mode_t{0600});
+    const absl::Status taken =
+        File::Open(Path("a"), {.write = true, .create = true, .exclusive = true}).status();
+    EXPECT_TRUE(absl::IsAlreadyExists(taken)) << taken;
+    EXPECT_EQ(ErrnoOf(taken), EEXIST);
+    EXPECT_THAT(std::string(taken.message()), HasSubstr(Path("a")));
+    for (const FileOptions& nonsense :
+         {FileOptions{.read = false}, FileOptions{.exclusive = true}, FileOptions{.truncate = true},
+          FileOptions{.write = true, .append = true}}) {
+      EXPECT_TRUE(absl::IsInvalidArgument(File::Open(Path("a"), nonsense).status()));
+    }
+    EXPECT_TRUE(absl::IsInvalidArgument(File::Open(std::string_view("a\0b", 3)).status()));
+  });
+}
+
+TEST_P(FileTest, WhatCannotBeDoneSaysWhy) {
+  Run([this] {
+    ASSERT_TRUE(netpoll::WriteFile(Path("a"), "text").ok());
+    char buffer[10];
+    const auto expect = [](const absl::Status& status, absl::StatusCode code, int error) {
+      EXPECT_EQ(status.code(), code) << status;
+      EXPECT_EQ(ErrnoOf(status), error) << status;
+    };
+    const File reader = File::Open(Path("a")).value();
+    expect(reader.Pwrite("x", 0).status, absl::StatusCode::kInvalidArgument, EBADF);
+    expect(reader.Truncate(1), absl::StatusCode::kInvalidArgument, EINVAL);
+    const File writer = File::Open(Path("a"), {.read = false, .write = true}).value();
+    expect(writer.Pread(buffer, 0).status(), absl::StatusCode::kInvalidArgument, EBADF);
+    expect(File::Open(directory_, {.write = true}).status(), absl::StatusCode::kInvalidArgument, EISDIR);
+    const File folder = File::Open(directory_).value();
+    expect(folder.Pread(buffer, 0).status(), absl::StatusCode::kInvalidArgument, EISDIR);
+    expect(File::Open(Path("a/b")).status(), absl::StatusCode::kInvalidArgument, ENOTDIR);
+    const File full = File::Open("/dev/full", {.write = true}).value();
+    const IoResult none = full.Pwrite("text", 0);
+    expect(none.status, absl::StatusCode::kResourceExhausted, ENOSPC);
+    EXPECT_EQ(none.bytes, 0u);
+    EXPECT_THAT(std::string(none.status.message()), HasSubstr("no room left; raise it "));
+    // What has no places is not read as if it had.
+    std::filesystem::remove(Path("fifo"));
+    ASSERT_EQ(mkfifo(Path("fifo").c_str(), 0600), 0);
+    const File pipe = File::Open(Path("fifo"), {.write = true}).value();
+    expect(pipe.Pread(buffer, 0).status(), absl::StatusCode::kInvalidArgument, ESPIPE);
+    expect(pipe.Pwrite("text", 0).status, absl::StatusCode::kInvalidArgument, ESPIPE);
+  });
+}
+
+TEST_P(FileTest, WithoutDescriptorsTheLimitIsNamed) {
+  Run([this] {
+    ASSERT_TRUE(netpoll::WriteFile(Path("a"), "text").ok());
+    const Faults faults({Call::openat, EMFILE, kEach}, {Call::kCount});
+    for (const absl::Status& status : {File::Open(Path("a")).status(), netpoll::ReadFile(Path("a"), 10).status(),
+                                       netpoll::ListDirectory(directory_).status()}) {
+      EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+      EXPECT_THAT(std::string(status.message()), HasSubstr("ulimit -n"));
+    }
+  });
+}
+
+TEST_P(FileTest, AClosedFileSaysSo) {
+  Run([this] {
+    File file = File::Open(Path("a"), kNew).value();
+    File other = std::move(file);
+    char buffer[1];
+    for (const absl::Status& status :
+         {file.Pread(buffer, 0).status(), file.Pwrite("x", 0).status, file.Append("x").status, file.Fsync(),
+          file.Fdatasync(), file.Truncate(0), file.Stat().status(), file.Size().status(), file.Close()}) {
+      EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+    }
+    EXPECT_EQ(file.fd(), -1);
+    EXPECT_GE(other.fd(), 0);
+    EXPECT_TRUE(other.Close().ok());
+    EXPECT_TRUE(absl::IsFailedPrecondition(other.Close()));
+  });
+}
+
+TEST_P(FileTest, CloseReportsWhatWasLost) {
+  Run([this] {
+    File file = File::Open(Path("a"), kNew).value();
+    {
+      const Faults faults({Call::close, EIO, 1}, {Call::kCount});
+      const absl::Status status = file.Close();
+      EXPECT_TRUE(absl::IsDataLoss(status)) << status;
+    }
+    EXPECT_EQ(file.fd(), -1);
+  });
+}
+
+TEST_P(FileTest, AFileIsClosedWhoeverIsCancelled) {
+  if (GetParam() == By::kPlainThread) return;
+  Run([this] {
+    auto closer = fiber::Spawn([this] {
+      File file = File::Open(Path("a"), kNew).value();
+      const fiber::DeadlineScope late(absl::ZeroDuration());
+      EXPECT_TRUE(absl::IsDeadlineExceeded(file.Fsync()));
+      EXPECT_TRUE(file.Close().ok());
+    });
+    closer.Join();
+  });
+}
+
+TEST_P(FileTest, SizeIsCutAndFilledUp) {
+  Run([this] {
+    const File file = File::Open(Path("a"), kNew).value();
+    EXPECT_TRUE(file.Pwrite("0123456789", 0).ok());
+    EXPECT_TRUE(file.Truncate(4).ok());
+    EXPECT_TRUE(file.Truncate(6).ok());
+    EXPECT_TRUE(file.Fdatasync().ok());
+    EXPECT_EQ(netpoll::ReadFile(Path("a"), 100).value(), std::string("0123\0\0", 6));
+    EXPECT_TRUE(absl::IsInvalidArgument(file.Truncate(UINT64_MAX)));
+  });
+}
+
+TEST_P(FileTest, StatTellsWhatItIs) {
+  Run([this] {
+    ASSERT_TRUE(netpoll::WriteFile(Path("a"), "text").ok());
+    const File file = File::Open(Path("a")).value();
+    const FileStat stat = file.Stat().value();
+    EXPECT_EQ(stat.type, FileType::kRegular);
+    EXPECT_EQ(stat.size, 4u);
+    EXPECT_EQ(stat.links, 1u);
+    EXPECT_EQ(stat.owner, geteuid());
+    EXPECT_LT(absl::AbsDuration(stat.modified - absl::Now()), absl::Hours(1));
+    EXPECT_EQ(netpoll::StatPath(Path("a")).value().inode, stat.inode);
+    EXPECT_EQ(netpoll::StatPath(directory_).value().type, FileType::kDirectory);
+    EXPECT_EQ(netpoll::StatPath("/dev/null").value().type, FileType::kOther);
+    EXPECT_TRUE(absl::IsNotFound(netpoll::StatPath(Path("nothing")).status()));
+  });
+}
+
+TEST_P(FileTest, WholeFilesAreReadUpToABound) {
+  Run([this] {
+    const std::string data = Pattern(200'000);
+    ASSERT_TRUE(netpoll::WriteFile(Path("a"), data).ok());
+    EXPECT_TRUE(netpoll::ReadFile(Path("a"), data.size()).value() == data);
+    EXPECT_TRUE(netpoll::ReadFile(Path("a"), SIZE_MAX).value() == data);
+    const absl::Status more = netpoll::ReadFile(Path("a"), data.size() - 1).status();
+    EXPECT_TRUE(absl::IsResourceExhausted(more)) << more;
+    ASSERT_TRUE(netpoll::WriteFile(Path("a"), "short").ok());
+    EXPECT_EQ(netpoll::ReadFile(Path("a"), 5).value(), "short");
+    ASSERT_TRUE(netpoll::WriteFile(Path("a"), "").ok());
+    EXPECT_EQ(netpoll::ReadFile(Path("a"), 0).value(), "");
+    // The kernel makes it up as it is read: its size is 0.
+    EXPECT_THAT(netpoll::ReadFile("/proc/self/status", 1 << 20).value(), HasSubstr("Threads:"));
+    EXPECT_TRUE(absl::IsInvalidArgument(netpoll::ReadFile(directory_, 10).status()));
+  });
+}
+
+TEST_P(FileTest, DirectoriesAreMadeListedRenamedAndRemoved) {
+  Run([this] {
+    ASSERT_TRUE(netpoll::CreateDirectory(Path("d"), 0700).ok());
+    EXPECT_TRUE(absl::IsAlreadyExists(netpoll::CreateDirectory(Path("d"))));
+    EXPECT_EQ(netpoll::StatPath(Path("d")).value().permissions, mode_t{0700});
+    EXPECT_TRUE(netpoll::ListDirectory(Path("d")).value().empty());
+    ASSERT_TRUE(netpoll::WriteFile(Path("d/one"), "1").ok());
+    ASSERT_TRUE(netpoll::CreateDirectory(Path("d/two")).ok());
+    ASSERT_EQ(symlink("one", Path("d/three").c_str()), 0);
+    std::vector<std::string> names;
+    const auto entries = netpoll::ListDirectory(Path("d")).value();
+    for (const netpoll::DirectoryEntry& entry : entries) {
+      names.push_back(absl::StrCat(entry.name, entry.type == FileType::kDirectory ? "/"
+                                              : entry.type == FileType::kSymlink ? "@" : ""));
+    }
+    std::sort(names.begin(), names.end());
+    EXPECT_EQ(names, (std::vector<std::string>{"one", "three@", "two/"}));
+    EXPECT_EQ(ErrnoOf(netpoll::RemoveDirectory(Path("d"))), ENOTEMPTY);
+    EXPECT_TRUE(absl::IsFailedPrecondition(netpoll::RemoveDirectory(Path("d"))));
+    EXPECT_TRUE(netpoll::RenamePath(Path("d/one"), Path("e")).ok());
+    EXPECT_EQ(netpoll::ReadFile(Path("e"), 10).value(), "1");
+    const absl::Status gone = netpoll::RenamePath(Path("d/one"), Path("e"));
+    EXPECT_TRUE(absl::IsNotFound(gone));
+    EXPECT_THAT(std::string(gone.message()), HasSubstr(Path("e")));
+    EXPECT_TRUE(netpoll::RemoveFile(Path("d/three")).ok());
+    EXPECT_TRUE(netpoll::RemoveDirectory(Path("d/two")).ok());
+    EXPECT_TRUE(netpoll::RemoveDirectory(Path("d")).ok());
+    EXPECT_TRUE(netpoll::RemoveFile(Path("e")).ok());
+    EXPECT_TRUE(absl::IsNotFound(netpoll::RemoveFile(Path("e"))));
+    EXPECT_TRUE(absl::IsNotFound(netpoll::ListDirectory(Path("d")).status()));
+  });
+}
+
+TEST_P(FileTest, AManyNamedDirectoryIsListedWhole) {
+  Run([this] {
+    constexpr size_t kNames = 150;
+    std::filesystem::create_directory(Path("many"));
+    for (size_t i = 0; i < kNames; ++i) {
+      std::filesystem::create_symlink("nothing", Path(absl::StrCat("many/", std::string(200, 'x'), i)));
+    }
+    EXPECT_EQ(netpoll::ListDirectory(Path("many")).value().size(), kNames);
+    std::filesystem::remove_all(Path("many"));
+  });
+}
+
+TEST_P(FileTest, APastDeadlineDoesNothing) {
+  Run([this] {
+    ASSERT_TRUE(netpoll::WriteFile(Path("a"), "text").ok());
+    const File file = File::Open(Path("a"), {.write = true}).value();
+    char buffer[4];
+    const absl::Duration past = absl::ZeroDuration();
+    const IoResult none = file.Pwrite("TEXT", 0, past);
+    EXPECT_EQ(none.bytes, 0u);
+    for (const absl::Status& status :
+         {none.status, file.Pread(buffer, 0, past).status(), file.Fsync(past), file.Truncate(0, past),
+          file.Stat(past).status(), File::Open(Path("b"), kNew, past).status(),
+          netpoll::WriteFile(Path("b"), "x", past), netpoll::ReadFile(Path("a"), 9, past).status(),
+          netpoll::RemoveFile(Path("a"), past), netpoll::RenamePath(Path("a"), Path("b"), past),
+          netpoll::CreateDirectory(Path("b"), 0777, past), netpoll::ListDirectory(directory_, past).status()}) {
+      EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
+    }
+    EXPECT_EQ(netpoll::ReadFile(Path("a"), 100).value(), "text");
+    EXPECT_TRUE(absl::IsNotFound(netpoll::StatPath(Path("b")).status()));
+  });
+}
+
+TEST_P(FileTest, OpeningWhatNobodyElseOpensEndsAtTheDeadline) {
+  if (GetParam() == By::kPlainThread) return;
+  Run([this] {
+    std::filesystem::remove(Path("fifo"));
+    ASSERT_EQ(mkfifo(Path("fifo").c_str(), 0600), 0);
+    EXPECT_TRUE(absl::IsDeadlineExceeded(File::Open(Path("fifo"), {}, absl::Milliseconds(1)).status()));
+    auto reader = fiber::Spawn([this] { return File::Open(Path("fifo")).status(); });
+    tests::WaitUntilParked(reader);
+    reader.Cancel();
+    EXPECT_TRUE(absl::IsCancelled(reader.Join()));
+    const File both = File::Open(Path("fifo"), {.write = true}).value();  // lets those opens end
+    while (fiber::internal::ThreadPool::Get().threads() > 0) fiber::internal::ThreadPool::Get().EndIdle();
+  });
+}
+
+// Deadlines from none to about what a call takes: what is reported has been written, and no buffer is touched later.
+TEST_P(FileTest, CallsThatEndAtAnyMomentLeaveNothingHalfDone) {
+  if (GetParam() == By::kPlainThread) return;
+  Run([this] {
+    constexpr int kFibers = 8;
+    constexpr int kCalls = tests::Scaled(100);
+    const File file = File::Open(Path("a"), kNew).value();
+    std::vector<fiber::JoinHandle<void>> fibers;
+    for (int i = 0; i < kFibers; ++i) {
+      fibers.push_back(fiber::Spawn([&, i] {
+        const uint64_t place = static_cast<uint64_t>(i) * 8192;
+        for (int call = 0; call < kCalls; ++call) {
+          const std::string data(4096, static_cast<char>('a' + call % 26));
+          const fiber::Deadline soon = absl::Microseconds((call * 7 + i) % 60);
+          const IoResult written = file.Pwrite(data, place, soon);
+          EXPECT_TRUE(written.ok() || absl::IsDeadlineExceeded(written.status)) << written.status;
+          EXPECT_EQ(written.bytes, written.ok() ? data.size() : 0);
+          std::string back(4096, 'x');
+          const absl::StatusOr<size_t> n = file.Pread(back, place, absl::Microseconds(call % 50));
+          if (n.ok() && written.ok()) EXPECT_EQ(back, data);
+          EXPECT_TRUE(n.ok() || absl::IsDeadlineExceeded(n.status())) << n.status();
+          const absl::Status synced = call % 10 == 0 ? file.Fdatasync(absl::Microseconds(call)) : absl::OkStatus();
+          EXPECT_TRUE(synced.ok() || absl::IsDeadlineExceeded(synced)) << synced;
+        }
+      }));
+    }
+    for (auto& each : fibers) each.Join();
+  });
+}
+
+TEST_P(FileTest, ManyFibersReadAndWriteTheirOwnPlaces) {
+  if (GetParam() == By::kPlainThread) return;
+  Run([this] {
+    constexpr int kFibers = tests::kHasFewFibers ? 50 : 200;
+    constexpr int kRounds = tests::Scaled(20);
+    const File file = File::Open(Path("a"), kNew).value();
+    std::atomic<int> right{0};
+    std::vector<fiber::JoinHandle<void>> fibers;
+    for (int i = 0; i < kFibers; ++i) {
+      fibers.push_back(fiber::Spawn([&, i] {
+        const uint64_t place = static_cast<uint64_t>(i) * 1000;
+        for (int round = 0; round < kRounds; ++round) {
+          const std::string data(1000, static_cast<char>(i + round));
+          EXPECT_TRUE(file.Pwrite(data, place).ok());
+          std::string back(1000, 'x');
+          EXPECT_EQ(file.Pread(back, place).value(), back.size());
+          right += back == data;
+        }
+      }));
+    }
+    for (auto& each : fibers) each.Join();
+    EXPECT_EQ(right.load(), kFibers * kRounds);
+  });
+}
+
+TEST_P(FileTest, AFileOutlivesTheRuntimeThatOpenedIt) {
+  File file;
+  Run([&] { file = File::Open(Path("a"), kNew).value(); });
+  EXPECT_TRUE(file.Pwrite("text", 0).ok());
+  Run([&] {
+    char buffer[4];
+    EXPECT_EQ(file.Pread(buffer, 0).value(), 4u);
+  });
+}
+
+TEST_P(FileTest, WithoutAThreadToBeHadTheLimitIsNamedAndAFileIsStillClosed) {
+  if (GetParam() == By::kPlainThread) return;
+  Run([this] {
+    File file = File::Open(Path("a"), kNew).value();
+    fiber::internal::ThreadPool::Get().EndIdle();
+    const Faults faults({Call::pthread_create, EAGAIN, kEach}, {Call::kCount});
+    const absl::Status status = file.Truncate(0);
+    EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+    EXPECT_TRUE(file.Close().ok());
+  });
+}
+
+FIBER_SIM_TEST(FileSimTest, InSimulationFilesAreReadAtOnce) {
+  const absl::Duration before = fiber::Now();
+  EXPECT_THAT(netpoll::ReadFile("/proc/self/status", 1 << 20).value(), HasSubstr("Threads:"));
+  const File file = File::Open("/dev/zero").value();
+  char buffer[4] = {1, 1, 1, 1};
+  EXPECT_EQ(file.Pread(buffer, 0).value(), 4u);
+  EXPECT_EQ(buffer[3], 0);
+  EXPECT_EQ(fiber::Now(), before);
+}
+
+}  // namespace
+}  // namespace netpoll_test
