@@ -10,7 +10,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <cstring>
 #include <filesystem>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -30,6 +32,7 @@
 #include "gtest/gtest.h"
 #include "netpoll/error.h"
 #include "netpoll/internal/file_call.h"
+#include "netpoll/internal/file_ring.h"
 #include "sched/run.h"
 #include "tests/netpoll/faults.h"
 #include "tests/parked.h"
@@ -465,6 +468,140 @@ TEST_P(FileTest, WithoutAThreadToBeHadTheLimitIsNamedAndAFileIsStillClosed) {
     EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
     EXPECT_TRUE(file.Close().ok());
   });
+}
+
+// What only the ring does, seen with pipes, which wait for as long as one likes. File has them read by threads.
+class FileRingTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (netpoll::internal::FileRing::Create() == nullptr) GTEST_SKIP() << "no io_uring here";
+    ASSERT_EQ(pipe2(ends_, O_CLOEXEC), 0);
+  }
+  ~FileRingTest() override {
+    for (const int fd : ends_) {
+      if (fd >= 0) close(fd);
+    }
+  }
+
+  // As File does it.
+  absl::StatusOr<int64_t> Read(std::span<char> buffer, fiber::Deadline deadline = {}) const {
+    int64_t n = 0;
+    const absl::Status status = netpoll::internal::MakeTransfer(
+        {.kind = netpoll::internal::Transfer::Kind::kRead, .fd = ends_[0], .buffer = buffer.data(), .size = buffer.size()},
+        true, deadline, &n);
+    if (!status.ok()) return status;
+    return n;
+  }
+  void Feed(std::string_view data) const {
+    EXPECT_EQ(write(ends_[1], data.data(), data.size()), static_cast<ssize_t>(data.size()));
+  }
+
+  int ends_[2] = {-1, -1};
+};
+
+TEST_F(FileRingTest, ACompletionWakesTheFiberAndNeedsNoThread) {
+  for (const int workers : {1, 2}) {
+    sched::Run({.workers = workers}, [this] {
+      const Faults faults({Call::pthread_create, EAGAIN, kEach}, {Call::kCount});
+      for (int round = 0; round < 20; ++round) {
+        char buffer[8] = {};
+        auto reader = fiber::Spawn([&] { return Read(buffer); });
+        tests::WaitUntilParked(reader);
+        Feed("text");
+        EXPECT_EQ(reader.Join().value(), 4);
+        EXPECT_STREQ(buffer, "text");
+      }
+      EXPECT_EQ(fiber::internal::ThreadPool::Get().threads(), 0);
+    });
+  }
+}
+
+TEST_F(FileRingTest, WhatHasBegunIsTakenBackByADeadlineAndTheBufferIsTheCallers) {
+  sched::Run({.workers = 2}, [this] {
+    char buffer[8] = {};
+    for (int round = 0; round < 20; ++round) {
+      const absl::Status status = Read(buffer, absl::Microseconds(100 * round)).status();
+      EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
+    }
+    Feed("text");
+    EXPECT_EQ(buffer[0], '\0');
+    EXPECT_EQ(Read(buffer).value(), 4);  // nobody else has taken it
+  });
+}
+
+TEST_F(FileRingTest, ARuntimeThatEndsTakesBackWhatHasBegun) {
+  sched::Run({.workers = 2}, [this] {
+    for (int i = 0; i < 10; ++i) {
+      fiber::Go([this] {
+        char buffer[8];
+        EXPECT_TRUE(absl::IsCancelled(Read(buffer).status()));
+      });
+    }
+    fiber::Yield();
+  });
+  char byte;
+  Feed("x");
+  EXPECT_EQ(read(ends_[0], &byte, 1), 1);
+}
+
+TEST_F(FileRingTest, TooManyAtATimeGoToTheThreads) {
+  if (tests::kHasFewFibers) GTEST_SKIP() << "not so many fibers";
+  sched::Run({.workers = 2}, [this] {
+    constexpr int kFibers = 600;
+    std::atomic<int> elsewhere{0};
+    std::vector<fiber::JoinHandle<void>> readers;
+    for (int i = 0; i < kFibers; ++i) {
+      readers.push_back(fiber::Spawn([&] {
+        char byte;
+        const absl::StatusOr<int64_t> n = Read({&byte, 1});
+        if (n.ok() && *n == -ESPIPE) {
+          elsewhere.fetch_add(1);  // a thread's pread
+        } else {
+          EXPECT_TRUE(absl::IsCancelled(n.status())) << n.status();
+        }
+      }));
+    }
+    while (elsewhere.load() < kFibers - 512) fiber::Yield();
+    for (auto& reader : readers) reader.Cancel();
+    for (auto& reader : readers) reader.Join();
+    EXPECT_EQ(elsewhere.load(), kFibers - 512);
+  });
+}
+
+// Whatever the kernel refuses, files are read and written; by threads, if need be.
+TEST(FileRefusalTest, WhereTheRingIsRefusedThreadsDoIt) {
+  struct Refusal {
+    Call call;
+    int error;
+    uint64_t nth = kEach;
+  };
+  std::string name = absl::StrCat(testing::TempDir(), "/file_refusalXXXXXX");
+  const int fd = mkstemp(name.data());
+  ASSERT_GE(fd, 0);
+  close(fd);
+  for (const Refusal& refusal :
+       {Refusal{Call::io_uring_setup, ENOSYS}, Refusal{Call::io_uring_setup, EPERM}, Refusal{Call::io_uring_setup, EMFILE},
+        Refusal{Call::io_uring_setup, ENOMEM}, Refusal{Call::io_uring_setup, EINVAL},
+        Refusal{Call::io_uring_register, EINVAL}, Refusal{Call::io_uring_register, EACCES, 2}, Refusal{Call::mmap, ENOMEM},
+        Refusal{Call::eventfd, EMFILE, 2}, Refusal{Call::epoll_ctl, ENOSPC, 2}, Refusal{Call::io_uring_enter, EAGAIN},
+        Refusal{Call::io_uring_enter, EBUSY}, Refusal{Call::io_uring_enter, EPERM}, Refusal{Call::io_uring_enter, EINTR, 1},
+        Refusal{Call::io_uring_enter, EAGAIN, 2}, Refusal{Call::preadv2, EOPNOTSUPP}, Refusal{Call::preadv2, ENOSYS},
+        Refusal{Call::preadv2, EAGAIN}}) {
+    SCOPED_TRACE(absl::StrCat(static_cast<int>(refusal.call), " ", strerrorname_np(refusal.error)));
+    sched::Run({.workers = 1}, [&] {
+      const File file = File::Open(name, kNew).value();
+      const Faults faults({refusal.call, refusal.error, refusal.nth}, {Call::kCount});
+      for (int round = 0; round < 3; ++round) {
+        const std::string data = Pattern(3000);
+        EXPECT_EQ(file.Pwrite(data, 0).bytes, data.size());
+        EXPECT_TRUE(file.Fdatasync().ok());
+        std::string back(3000, 'x');
+        EXPECT_EQ(file.Pread(back, 0).value(), back.size());
+        EXPECT_EQ(back, data);
+      }
+    });
+  }
+  std::filesystem::remove(name);
 }
 
 FIBER_SIM_TEST(FileSimTest, InSimulationFilesAreReadAtOnce) {

@@ -28,6 +28,7 @@
 #include "fiber/this_fiber.h"
 #include "fiber/timer.h"
 #include "gtest/gtest.h"
+#include "netpoll/file.h"
 #include "netpoll/tcp.h"
 #include "sched/run.h"
 #include "sched/runtime.h"
@@ -334,6 +335,33 @@ TEST_P(ForkTest, AFiberThatReturnsInAChildEndsItWithAMessage) {
   EXPECT_GT(pread(said, text, sizeof text - 1, 0), 0);
   EXPECT_NE(strstr(text, "a fiber returns in a child of fork()"), nullptr) << text;
   close(said);
+// A child that used the parent's ring would take its completions, and the parent's fiber wait for ever.
+TEST_P(ForkTest, AChildReadsFilesBesideTheParent) {
+  std::string name = testing::TempDir() + "/fork_testXXXXXX";
+  const int fd = mkstemp(name.data());
+  ASSERT_GE(fd, 0);
+  close(fd);
+  const auto use = [](const netpoll::File& file) {
+    const std::string data(5000, 'x');
+    std::string back(5000, ' ');
+    return file.Pwrite(data, 0).ok() && file.Fsync().ok() && file.Pread(back, 0).value_or(0) == data.size() &&
+           back == data;
+  };
+  Run([&] {
+    const netpoll::File file = netpoll::File::Open(name, {.write = true}).value();
+    EXPECT_TRUE(use(file));
+    auto other = fiber::Spawn([&] {
+      for (int i = 0; i < 50; ++i) EXPECT_TRUE(use(file));
+    });
+    EXPECT_EQ(StatusOfChild([&] {
+                return use(file) && sched::Run({.workers = 2}, [&] { return use(file); }) &&
+                       netpoll::ReadFile(name, 10'000).value().size() == 5000;
+              }),
+              0);
+    EXPECT_TRUE(use(file));
+    other.Join();
+  });
+  unlink(name.c_str());
 }
 
 }  // namespace
