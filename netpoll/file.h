@@ -13,7 +13,8 @@
 // Files are always ready, says epoll, and then block whoever reads what is not in memory. So what may block is done
 // elsewhere while the fiber parks: by the kernel (io_uring), where it offers that and the environment does not say
 // WEFT_IO_URING=0, and otherwise by the threads of fiber/blocking_detached.h, whose number bounds what is done at a time.
-// What a file has in memory is read at once. On a plain thread, and in simulation, all calls are plain system calls.
+// What a file has in memory is read at once. On a plain thread, and in simulation, all calls are plain system calls, which nothing
+// ends once they are begun.
 //
 // Errors, by code; netpoll::ErrnoOf() has the errno:
 //
@@ -31,7 +32,10 @@
 //
 // Deadlines and cancellation are looked at before anything is begun, and between parts of a MiB. A part that was begun refers
 // to the caller's buffer, so a call that is cancelled or late asks the kernel to stop, and returns when it has: with io_uring
-// that is at once for what has not reached the device, with threads when the system call is over.
+// that is at once for what has not reached the device, with threads when the system call is over. Opening, listing, and reading a
+// whole file own what they need: there the wait ends at once, and what comes of the call is dropped.
+//
+// Terminals, pipes and the like can be read without an end; for them there is netpoll/wait.h.
 #ifndef WEFT_NETPOLL_FILE_H_
 #define WEFT_NETPOLL_FILE_H_
 

@@ -116,8 +116,9 @@ void Census::AddThreads() {
     // as exiting, and before it has left the folder.
     const char* field = stat.c_str() + close + 1;
     for (int i = 0; i < 6; ++i) field = strchr(field + 1, ' ');
-    constexpr uint64_t kExiting = 4;  // PF_EXITING
-    if ((strtoull(field, nullptr, 10) & kExiting) != 0) return;
+    constexpr uint64_t kExiting = 4;        // PF_EXITING
+    constexpr uint64_t kOfTheKernel = 16;  // PF_IO_WORKER: io_uring's, which go when they like
+    if ((strtoull(field, nullptr, 10) & (kExiting | kOfTheKernel)) != 0) return;
     things_.push_back({Kind::kThread, tid,
                        absl::StrCat("thread ", tid, " '", stat.substr(open + 1, close - open - 1), "'")});
   });

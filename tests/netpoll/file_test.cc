@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -219,6 +220,51 @@ TEST_P(FileTest, WithoutDescriptorsTheLimitIsNamed) {
                                        netpoll::ListDirectory(directory_).status()}) {
       EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
       EXPECT_THAT(std::string(status.message()), HasSubstr("ulimit -n"));
+    }
+  });
+}
+
+TEST_P(FileTest, ASystemCallThatFailsIsToldOfAndOneThatIsInterruptedIsMadeAgain) {
+  if (GetParam() == By::kRing) return;  // which makes others
+  Run([this] {
+    ASSERT_TRUE(netpoll::WriteFile(Path("a"), "text").ok());
+    const File file = File::Open(Path("a"), {.write = true}).value();
+    char buffer[4];
+    const struct {
+      Call call;
+      std::function<absl::Status()> operation;
+    } kCalls[] = {
+        {Call::openat, [&] { return File::Open(Path("a")).status(); }},
+        {Call::openat, [&] { return netpoll::ReadFile(Path("a"), 10).status(); }},
+        {Call::pread, [&] { return file.Pread(buffer, 0).status(); }},
+        {Call::pread, [&] { return netpoll::ReadFile(Path("a"), 10).status(); }},
+        {Call::pwrite, [&] { return file.Pwrite("text", 0).status; }},
+        {Call::pwrite, [&] { return netpoll::WriteFile(Path("a"), "text"); }},
+        {Call::fsync, [&] { return file.Fsync(); }},
+        {Call::fdatasync, [&] { return file.Fdatasync(); }},
+        {Call::ftruncate, [&] { return file.Truncate(4); }},
+        {Call::statx, [&] { return file.Stat().status(); }},
+        {Call::statx, [&] { return netpoll::StatPath(Path("a")).status(); }},
+        {Call::getdents64, [&] { return netpoll::ListDirectory(directory_).status(); }},
+        {Call::mkdirat, [&] { return netpoll::CreateDirectory(Path("d")); }},
+        {Call::renameat, [&] { return netpoll::RenamePath(Path("d"), Path("e")); }},
+        {Call::unlinkat, [&] { return netpoll::RemoveDirectory(Path("e")); }},
+    };
+    for (const auto& each : kCalls) {
+      const std::string which = absl::StrCat("call ", static_cast<int>(each.call));
+      // What there is in memory is not asked for, or it would be read by another call.
+      const Fault never_now = {Call::preadv2, EAGAIN, kEach};
+      {
+        const Faults faults({each.call, EIO, 1}, never_now);
+        const absl::Status status = each.operation();
+        EXPECT_TRUE(faults.is_hit()) << which;
+        EXPECT_TRUE(absl::IsDataLoss(status)) << which << ": " << status;
+        EXPECT_EQ(ErrnoOf(status), EIO) << which;
+      }
+      const Faults faults({each.call, EINTR, 1}, never_now);
+      const absl::Status status = each.operation();
+      EXPECT_TRUE(faults.is_hit()) << which;
+      EXPECT_TRUE(status.ok()) << which << ": " << status;
     }
   });
 }

@@ -335,6 +335,8 @@ TEST_P(ForkTest, AFiberThatReturnsInAChildEndsItWithAMessage) {
   EXPECT_GT(pread(said, text, sizeof text - 1, 0), 0);
   EXPECT_NE(strstr(text, "a fiber returns in a child of fork()"), nullptr) << text;
   close(said);
+}
+
 // A child that used the parent's ring would take its completions, and the parent's fiber wait for ever.
 TEST_P(ForkTest, AChildReadsFilesBesideTheParent) {
   std::string name = testing::TempDir() + "/fork_testXXXXXX";
