@@ -7,17 +7,17 @@
 // Ends on SIGINT and SIGTERM.
 #include <signal.h>
 
-#include <atomic>
 #include <cstddef>
 #include <iostream>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <utility>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "fiber/go.h"
 #include "netpoll/error.h"
+#include "netpoll/signals.h"
 #include "netpoll/tcp.h"
 #include "sched/run.h"
 
@@ -32,57 +32,22 @@ void Echo(netpoll::TcpStream stream) {
   }
 }
 
-// Closes the listener on SIGINT and SIGTERM. A thread that was there before the first connection, so that a server
-// without a descriptor left can be stopped.
-class Stopper {
- public:
-  // REQUIRES: BlockSignals() was called.
-  explicit Stopper(netpoll::TcpListener& listener)
-      : thread_([this, &listener] {
-          const sigset_t signals = StopSignals();
-          int which;
-          sigwait(&signals, &which);
-          was_asked_.store(true, std::memory_order_release);
-          listener.Close();
-        }) {}
-  ~Stopper() {
-    pthread_kill(thread_.native_handle(), SIGTERM);  // if there was none
-    thread_.join();
-  }
-  bool was_asked() const { return was_asked_.load(std::memory_order_acquire); }
-
-  // REQUIRES: no other threads yet, they would take the signals.
-  static void BlockSignals() {
-    const sigset_t signals = StopSignals();
-    pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  }
-
- private:
-  static sigset_t StopSignals() {
-    sigset_t signals;
-    sigemptyset(&signals);
-    sigaddset(&signals, SIGINT);
-    sigaddset(&signals, SIGTERM);
-    return signals;
-  }
-
-  std::atomic<bool> was_asked_{false};
-  std::thread thread_;
-};
-
 int Serve(std::string_view address) {
   auto listener = netpoll::TcpListener::Listen(address);
   if (!listener.ok()) {
     std::cerr << "echo_server: " << listener.status() << "\n";
     return netpoll::ErrnoOf(listener.status()) == 0 ? 2 : 1;
   }
-  const Stopper stopper(*listener);
+  netpoll::Signals stop({SIGINT, SIGTERM});
+  const auto stopper = fiber::Spawn([&] {
+    if (stop.received().Receive().ok()) listener->Close();
+  });
   std::cout << "listening on " << listener->local().ToString() << std::endl;
 
   for (;;) {
     auto stream = listener->Accept();
     if (!stream.ok()) {
-      if (stopper.was_asked()) return 0;  // Run() cancels the connections
+      if (absl::IsFailedPrecondition(stream.status())) return 0;  // closed; Run() cancels the connections
       std::cerr << "echo_server: " << stream.status() << "\n";
       return 1;
     }
@@ -103,6 +68,5 @@ int main(int argc, char** argv) {
     }
     address = argument.substr(kListen.size());
   }
-  Stopper::BlockSignals();
   return sched::Run([&] { return Serve(address); });
 }

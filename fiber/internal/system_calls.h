@@ -38,6 +38,8 @@ struct SystemCalls {
   long (*sysconf)(int name);
   int (*sigaction)(int signal, const struct sigaction* action, struct sigaction* before);
   int (*tgkill)(pid_t process, pid_t thread, int signal);
+  // Signals.
+  int (*sigaction)(int signal, const struct sigaction* action, struct sigaction* before);
   // Limits and memory.
   int (*getrlimit)(int resource, rlimit* limit);
   int (*setrlimit)(int resource, const rlimit* limit);

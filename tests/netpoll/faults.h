@@ -18,14 +18,13 @@
 
 namespace netpoll_test {
 
-#define WEFT_EACH_CALL(X)                                                                       \
-  X(pthread_create) X(futex) X(prctl) X(sched_getaffinity) X(sysconf) X(sigaction) X(tgkill) X(getrlimit) X(setrlimit) \
-  X(mmap) X(munmap) X(process_vm_readv) X(open) X(read) X(write) X(close) X(fcntl) X(ioctl) X(ppoll) X(socket)      \
-  X(bind) X(listen) X(accept4) X(connect) X(shutdown) X(recv) X(send) X(sendmsg) X(getsockopt)  \
-  X(setsockopt) X(getsockname) X(getpeername) X(epoll_create1) X(epoll_ctl) X(epoll_wait)       \
-  X(epoll_pwait2) X(eventfd) X(openat) X(pread) X(pwrite) X(preadv2) X(fsync) X(fdatasync)      \
-  X(ftruncate) X(statx) X(getdents64) X(renameat) X(unlinkat) X(mkdirat) X(io_uring_setup)      \
-  X(io_uring_enter) X(io_uring_register)
+#define WEFT_EACH_CALL(X)                                                                         \
+  X(pthread_create)                                                                               \
+  X(futex) X(prctl) X(sched_getaffinity) X(sysconf) X(sigaction) X(getrlimit) X(setrlimit) X(mmap) X(open)     \
+      X(read) X(write) X(close) X(fcntl) X(ioctl) X(ppoll) X(socket) X(bind) X(listen) X(accept4) \
+          X(connect) X(shutdown) X(recv) X(send) X(sendmsg) X(getsockopt) X(setsockopt)           \
+              X(getsockname) X(getpeername) X(epoll_create1) X(epoll_ctl) X(epoll_wait)           \
+                  X(epoll_pwait2) X(eventfd)
 
 // The entries of the table of system calls.
 enum class Call : int {
