@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Sockets in a fiber::Select.
+// Sockets and pipes in a fiber::Select.
 //
 //   absl::StatusOr<size_t> which = fiber::Select(
 //       netpoll::OnAcceptable(listener, [&](absl::Status status) { … listener.Accept(absl::Milliseconds(1)) … }),
@@ -15,6 +15,7 @@
 #include "fiber/select.h"
 #include "netpoll/internal/direction.h"
 #include "netpoll/internal/flow_clause.h"
+#include "netpoll/pipe.h"
 #include "netpoll/tcp.h"
 
 namespace netpoll {
@@ -22,6 +23,7 @@ namespace internal {
 
 struct DescriptorOf {
   static Descriptor* Get(const TcpStream& stream) { return stream.descriptor_; }
+  static Descriptor* Get(const PipeStream& stream) { return stream.descriptor_; }
   static Descriptor* Get(const TcpListener& listener) { return listener.descriptor_; }
 };
 
@@ -50,6 +52,12 @@ class NewsClause final : public FlowClause {
 // While the select waits, it is the stream's reader: reads of others queue behind it. Never blocks: the Select does.
 template <std::invocable<absl::Status> H>
 auto OnReadable(TcpStream& stream, H handler) {
+  return internal::NewsClause<H>(internal::DescriptorOf::Get(stream), internal::Direction::kRead,
+                                 std::move(handler));
+}
+
+template <std::invocable<absl::Status> H>
+auto OnReadable(PipeStream& stream, H handler) {
   return internal::NewsClause<H>(internal::DescriptorOf::Get(stream), internal::Direction::kRead,
                                  std::move(handler));
 }

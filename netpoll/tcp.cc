@@ -10,103 +10,23 @@
 #include <string>
 
 #include "fiber/internal/context.h"
-#include "fiber/wait_reason.h"
 #include "netpoll/internal/descriptor.h"
 #include "netpoll/internal/errno_status.h"
 #include "netpoll/internal/poller.h"
 #include "netpoll/internal/socket.h"
 #include "netpoll/internal/syscalls.h"
+#include "netpoll/internal/transfer.h"
 
 namespace netpoll {
 
 using fiber::Deadline;
-using fiber::WaitReason;
 using fiber::internal::SpendTurn;
 using internal::ClosedStatus;
 using internal::Descriptor;
 using internal::Direction;
 using internal::ErrnoStatus;
-using internal::FlowLock;
+using internal::kMostAtOnce;
 using internal::Poller;
-
-namespace {
-
-// What one system call is given at most. While the other end keeps up the kernel goes on and on, without end for all that
-// a worker, a deadline or Close() can do.
-constexpr size_t kMostAtOnce = size_t{256} << 10;
-
-// Writes `total` bytes. `send_rest(done)` is one system call for what is left after `done` bytes.
-template <class SendRest>
-IoResult WriteAll(Descriptor* descriptor, size_t total, Deadline deadline, SendRest send_rest) {
-  if (descriptor == nullptr) return {0, ClosedStatus()};
-  if (total == 0) return {0, descriptor->is_closing() ? ClosedStatus() : absl::OkStatus()};
-  FlowLock lock(*descriptor, Direction::kWrite, WaitReason::kWrite, deadline);
-  IoResult result{0, lock.status()};
-  if (!result.ok()) return result;
-  const int fd = descriptor->fd();
-  for (;;) {
-    const ssize_t n = send_rest(fd, result.bytes);
-    if (n >= 0) {
-      result.bytes += static_cast<size_t>(n);
-      if (result.bytes == total) return result;
-      // A peer that keeps up would keep this call from ever waiting, where it lets others run and looks at these. The flow
-      // stays locked, as it does while the call waits.
-      SpendTurn();
-      if (result.status = lock.Check(); !result.ok()) return result;
-      continue;
-    }
-    if (n != -EAGAIN) {
-      result.status = ErrnoStatus(static_cast<int>(-n), "write to", internal::PeerText(fd));
-      return result;
-    }
-    // Old news, in most cases: clearing it before every write would cost all of those that succeed.
-    if (lock.flow().slot.is_ready()) {
-      lock.flow().slot.ClearReady();
-      continue;
-    }
-    result.status = lock.Await();
-    if (!result.ok()) return result;
-  }
-}
-
-absl::StatusOr<size_t> ReadSome(Descriptor* descriptor, std::span<char> buffer, Deadline deadline) {
-  if (descriptor == nullptr) return ClosedStatus();
-  if (buffer.empty()) {
-    if (descriptor->is_closing()) return ClosedStatus();
-    return size_t{0};
-  }
-  FlowLock lock(*descriptor, Direction::kRead, WaitReason::kRead, deadline);
-  if (!lock.status().ok()) return lock.status();
-  internal::Flow& flow = lock.flow();
-  const int fd = descriptor->fd();
-  const size_t size = std::min(buffer.size(), kMostAtOnce);
-  bool is_last_try = false;
-  for (;;) {
-    // Drained, and no news since: the system call would find nothing. Nobody brings news of an orphan.
-    if (!flow.is_drained || flow.slot.is_ready() || descriptor->is_orphan()) {
-      flow.slot.ClearReady();
-      flow.is_drained = false;
-      const ssize_t n = internal::Receive(fd, buffer.data(), size);
-      if (n > 0) {
-        // What comes after this call is an edge of its own. What came with it is not: hence the sticky bits.
-        flow.is_drained = static_cast<size_t>(n) < size && descriptor->short_read_drains();
-        return static_cast<size_t>(n);
-      }
-      if (n == 0) return absl::OutOfRangeError("end of stream");
-      if (n != -EAGAIN) {
-        return ErrnoStatus(static_cast<int>(-n), "read from", internal::PeerText(fd));
-      }
-      flow.is_drained = true;
-    }
-    absl::Status status = lock.Await();
-    if (status.ok()) continue;
-    // Orphaned meanwhile: there may have been news that nobody came to tell.
-    if (!absl::IsFailedPrecondition(status) || !lock.has_lock() || is_last_try) return status;
-    is_last_try = true;
-  }
-}
-
-}  // namespace
 
 absl::StatusOr<TcpStream> TcpStream::Adopt(int fd) {
   absl::StatusOr<Poller*> poller = Poller::OfCaller();
@@ -143,15 +63,18 @@ TcpStream::~TcpStream() {
 }
 
 absl::StatusOr<size_t> TcpStream::DoRead(std::span<char> buffer, Deadline deadline) {
-  absl::StatusOr<size_t> n = ReadSome(descriptor_, buffer, deadline);
+  absl::StatusOr<size_t> n =
+      internal::ReadSome(descriptor_, buffer, deadline, &internal::Receive, &internal::PeerText);
   SpendTurn();
   return n;
 }
 
 IoResult TcpStream::DoWrite(std::string_view data, Deadline deadline) {
-  IoResult result = WriteAll(descriptor_, data.size(), deadline, [data](int fd, size_t done) {
+  const auto send_rest = [data](int fd, size_t done) {
     return internal::Send(fd, data.data() + done, std::min(data.size() - done, kMostAtOnce));
-  });
+  };
+  IoResult result =
+      internal::WriteAll(descriptor_, data.size(), deadline, send_rest, &internal::PeerText);
   SpendTurn();
   return result;
 }
@@ -161,7 +84,7 @@ IoResult TcpStream::Writev(std::span<const iovec> pieces, Deadline deadline) {
   for (const iovec& piece : pieces) total += piece.iov_len;
   size_t index = 0;   // of the piece in which...
   size_t before = 0;  // ...what comes next is: bytes in earlier pieces
-  IoResult result = WriteAll(descriptor_, total, deadline, [&](int fd, size_t done) {
+  const auto send_rest = [&](int fd, size_t done) {
     while (done - before >= pieces[index].iov_len) before += pieces[index++].iov_len;
     constexpr size_t kMostPieces = 64;
     iovec batch[kMostPieces];
@@ -175,7 +98,8 @@ IoResult TcpStream::Writev(std::span<const iovec> pieces, Deadline deadline) {
       skip = 0;
     }
     return internal::SendPieces(fd, batch, count);
-  });
+  };
+  IoResult result = internal::WriteAll(descriptor_, total, deadline, send_rest, &internal::PeerText);
   SpendTurn();
   return result;
 }

@@ -5,7 +5,6 @@
 #include <sys/socket.h>
 
 #include <string>
-#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "fiber/internal/context.h"
@@ -14,6 +13,7 @@
 #include "netpoll/internal/descriptor.h"
 #include "netpoll/internal/errno_status.h"
 #include "netpoll/internal/poller.h"
+#include "netpoll/internal/scoped_fd.h"
 #include "netpoll/internal/socket.h"
 #include "netpoll/internal/syscalls.h"
 #include "netpoll/tcp.h"
@@ -27,6 +27,7 @@ using internal::Direction;
 using internal::ErrnoStatus;
 using internal::FlowLock;
 using internal::Poller;
+using internal::ScopedFd;
 
 namespace {
 
@@ -42,22 +43,6 @@ absl::Status ConnectStatus(int error, const Address& address) {
     default: return ErrnoStatus(error, "connect to", text);
   }
 }
-
-// Closes what was not handed on.
-class ScopedFd {
- public:
-  explicit ScopedFd(int fd) : fd_(fd) {}
-  ScopedFd(const ScopedFd&) = delete;
-  ScopedFd& operator=(const ScopedFd&) = delete;
-  ~ScopedFd() {
-    if (fd_ >= 0) internal::Close(fd_);
-  }
-  int get() const { return fd_; }
-  int Take() { return std::exchange(fd_, -1); }
-
- private:
-  int fd_;
-};
 
 // Waits until the connection is there.
 absl::Status FinishConnecting(Descriptor& descriptor, const Address& address, Deadline deadline) {

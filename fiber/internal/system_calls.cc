@@ -27,6 +27,13 @@ constinit const SystemCalls kKernel = {
     .tgkill = [](pid_t process, pid_t thread, int signal) {
       return static_cast<int>(::syscall(SYS_tgkill, process, thread, signal));
     },
+    .posix_spawnp = ::posix_spawnp,
+    .kill = ::kill,
+    .pidfd_open =
+        [](pid_t process, unsigned int flags) {
+          return static_cast<int>(::syscall(SYS_pidfd_open, process, flags));
+        },
+    .waitid = ::waitid,
     .getrlimit = [](int resource, rlimit* limit) {
       return ::getrlimit(static_cast<__rlimit_resource>(resource), limit);
     },
@@ -40,6 +47,7 @@ constinit const SystemCalls kKernel = {
       return ::process_vm_readv(::getpid(), &here, 1, &there, 1, 0);
     },
     .munmap = ::munmap,
+    .pipe2 = ::pipe2,
     .open = [](const char* path, int flags) { return ::open(path, flags); },
     .read = ::read,
     .write = ::write,

@@ -6,12 +6,14 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <spawn.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <time.h>
 
 #include <atomic>
@@ -40,6 +42,13 @@ struct SystemCalls {
   int (*tgkill)(pid_t process, pid_t thread, int signal);
   // Signals.
   int (*sigaction)(int signal, const struct sigaction* action, struct sigaction* before);
+  // Processes.
+  int (*posix_spawnp)(pid_t* process, const char* file, const posix_spawn_file_actions_t* actions,
+                      const posix_spawnattr_t* attributes, char* const* arguments,
+                      char* const* environment);  // the error is the result
+  int (*kill)(pid_t process, int signal);
+  int (*pidfd_open)(pid_t process, unsigned int flags);
+  int (*waitid)(idtype_t type, id_t id, siginfo_t* info, int options);
   // Limits and memory.
   int (*getrlimit)(int resource, rlimit* limit);
   int (*setrlimit)(int resource, const rlimit* limit);
@@ -48,6 +57,7 @@ struct SystemCalls {
   ssize_t (*process_vm_readv)(void* to, const void* from, size_t size);
   int (*munmap)(void* address, size_t size);
   // Any descriptor.
+  int (*pipe2)(int* fds, int flags);
   int (*open)(const char* path, int flags);
   ssize_t (*read)(int fd, void* buffer, size_t size);
   ssize_t (*write)(int fd, const void* data, size_t size);

@@ -116,13 +116,35 @@ WEFT_NOINLINE int FindInterface(int fd, const char* name) {
   return result < 0 ? result : request.ifr_ifindex;
 }
 
+WEFT_NOINLINE int MakePipe(int fds[2]) { return Result(System().pipe2(fds, O_CLOEXEC)); }
+
+WEFT_NOINLINE ssize_t ReadPipe(int fd, char* buffer, size_t size) {
+  for (;;) {
+    const ssize_t n = System().read(fd, buffer, size);
+    if (n >= 0) return n;
+    if (errno != EINTR) return -errno;
+  }
+}
+
+WEFT_NOINLINE ssize_t WritePipe(int fd, const char* data, size_t size) {
+  for (;;) {
+    const ssize_t n = System().write(fd, data, size);
+    if (n >= 0) return n;
+    if (errno != EINTR) return -errno;
+  }
+}
+
+WEFT_NOINLINE int GetFlags(int fd) { return Result(System().fcntl(fd, F_GETFL, 0)); }
+
 WEFT_NOINLINE int MakeNonBlocking(int fd) {
-  const int flags = System().fcntl(fd, F_GETFL, 0);
-  if (flags < 0) return -errno;
+  const int flags = GetFlags(fd);
+  if (flags < 0) return flags;
   return (flags & O_NONBLOCK) != 0 ? 0 : Result(System().fcntl(fd, F_SETFL, flags | O_NONBLOCK));
 }
 
-WEFT_NOINLINE int Duplicate(int fd) { return Result(System().fcntl(fd, F_DUPFD_CLOEXEC, 0)); }
+WEFT_NOINLINE int Duplicate(int fd, int least) {
+  return Result(System().fcntl(fd, F_DUPFD_CLOEXEC, least));
+}
 
 WEFT_NOINLINE int Poll(int fd, short events, int64_t deadline_ns) {
   using fiber::internal::kNeverNs;

@@ -37,9 +37,16 @@ int GetLocal(int fd, sockaddr_storage* address, socklen_t* size);
 int GetPeer(int fd, sockaddr_storage* address, socklen_t* size);
 int FindInterface(int fd, const char* name);  // its number; the name has less than IFNAMSIZ characters
 
+// Pipes, and whatever else is read and written as they are.
+int MakePipe(int fds[2]);  // {to read, to write}, close-on-exec
+ssize_t ReadPipe(int fd, char* buffer, size_t size);
+// -EPIPE: its reader is gone. The thread gets SIGPIPE for it, unless it blocks that.
+ssize_t WritePipe(int fd, const char* data, size_t size);
+
 // Any descriptor.
+int GetFlags(int fd);  // as fcntl(F_GETFL)
 int MakeNonBlocking(int fd);
-int Duplicate(int fd);  // close-on-exec
+int Duplicate(int fd, int least = 0);  // close-on-exec; its number is no less than `least`
 // poll(2) of one descriptor, until `deadline_ns` on the monotonic clock. 0: at the deadline; else what came.
 int Poll(int fd, short events, int64_t deadline_ns);
 // Whatever it returns but EBADF, the descriptor is closed: EINTR too, the others are about data of files. EBADF ends the
