@@ -26,6 +26,7 @@ std::string_view WaitReasonName(WaitReason reason) {
     case WaitReason::kBarrier: return "barrier";
     case WaitReason::kOnce: return "once";
     case WaitReason::kBlockingCall: return "blocking call";
+    case WaitReason::kProcess: return "process";
   }
   return "unknown";
 }

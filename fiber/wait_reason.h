@@ -30,8 +30,9 @@ enum class WaitReason : uint8_t {
   kBarrier,
   kOnce,
   kBlockingCall,
+  kProcess,
 };
-inline constexpr int kWaitReasons = static_cast<int>(WaitReason::kBlockingCall) + 1;
+inline constexpr int kWaitReasons = static_cast<int>(WaitReason::kProcess) + 1;
 
 // "sleep", "mutex", … for messages. Never blocks.
 std::string_view WaitReasonName(WaitReason reason);

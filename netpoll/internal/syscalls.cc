@@ -7,6 +7,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <time.h>
 
 #include <algorithm>
@@ -130,6 +131,26 @@ WEFT_NOINLINE ssize_t WritePipe(int fd, const char* data, size_t size) {
   for (;;) {
     const ssize_t n = System().write(fd, data, size);
     if (n >= 0) return n;
+    if (errno != EINTR) return -errno;
+  }
+}
+
+WEFT_NOINLINE int OpenPidFd(pid_t pid) { return Result(System().pidfd_open(pid, 0)); }
+
+WEFT_NOINLINE int SendSignal(pid_t pid, int signal) { return Result(System().kill(pid, signal)); }
+
+WEFT_NOINLINE int WaitForChild(pid_t pid, int options, siginfo_t* info) {
+  info->si_pid = 0;
+  for (;;) {
+    if (System().waitid(P_PID, static_cast<id_t>(pid), info, WEXITED | options) == 0) return 0;
+    if (errno != EINTR) return -errno;
+  }
+}
+
+WEFT_NOINLINE int Open(const char* path, int flags) {
+  for (;;) {
+    const int fd = System().open(path, flags);
+    if (fd >= 0) return fd;
     if (errno != EINTR) return -errno;
   }
 }

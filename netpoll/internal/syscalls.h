@@ -3,6 +3,7 @@
 #define WEFT_NETPOLL_INTERNAL_SYSCALLS_H_
 
 #include <poll.h>
+#include <signal.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -43,7 +44,13 @@ ssize_t ReadPipe(int fd, char* buffer, size_t size);
 // -EPIPE: its reader is gone. The thread gets SIGPIPE for it, unless it blocks that.
 ssize_t WritePipe(int fd, const char* data, size_t size);
 
+// Processes.
+int OpenPidFd(pid_t pid);                                     // close-on-exec
+int SendSignal(pid_t pid, int signal);
+int WaitForChild(pid_t pid, int options, siginfo_t* info);    // WNOHANG: si_pid is 0 if it has not ended
+
 // Any descriptor.
+int Open(const char* path, int flags);
 int GetFlags(int fd);  // as fcntl(F_GETFL)
 int MakeNonBlocking(int fd);
 int Duplicate(int fd, int least = 0);  // close-on-exec; its number is no less than `least`

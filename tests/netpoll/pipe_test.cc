@@ -25,6 +25,7 @@
 #include "sched/runtime.h"
 #include "tests/netpoll/faults.h"
 #include "tests/netpoll/sockets.h"
+#include "tests/scale.h"
 
 namespace netpoll_test {
 namespace {
@@ -71,7 +72,7 @@ TEST_P(PipeTest, MegabytesGoThroughAtTheReadersPace) {
   Run([] {
     Pipe pipe = MakePipe();
     std::string data;
-    for (size_t i = 0; data.size() < (4 << 20); ++i) data += std::to_string(i);
+    for (size_t i = 0; data.size() < tests::Scaled(size_t{4} << 20); ++i) data += std::to_string(i);
     auto writer = fiber::Spawn([&] {
       netpoll::IoResult sent = pipe.writer.Write(data);
       pipe.writer.Close();
@@ -91,20 +92,22 @@ TEST_P(PipeTest, MegabytesGoThroughAtTheReadersPace) {
   });
 }
 
+constexpr int kPieces = tests::Scaled(5'000);
+
 // A short read of a pipe does not mean that it is drained: a reader that takes it so sleeps on what is there.
 TEST_P(PipeTest, SmallPiecesAreNeverSleptOn) {
   Run([] {
     Pipe pipe = MakePipe();
     auto writer = fiber::Spawn([&] {
-      for (int i = 0; i < 5'000; ++i) {
+      for (int i = 0; i < kPieces; ++i) {
         if (!pipe.writer.Write("x").ok()) return i;
         if (i % 3 == 0) fiber::Yield();
       }
       pipe.writer.Close();
-      return 5'000;
+      return kPieces;
     });
-    EXPECT_EQ(Drain(pipe.reader), 5'000u);
-    EXPECT_EQ(writer.Join(), 5'000);
+    EXPECT_EQ(Drain(pipe.reader), static_cast<size_t>(kPieces));
+    EXPECT_EQ(writer.Join(), kPieces);
   });
 }
 
