@@ -82,7 +82,7 @@ absl::StatusOr<in_addr> ParseIpv4(absl::string_view text, absl::string_view host
   const bool is_numeric = std::all_of(host.begin(), host.end(),
                                       [](char c) { return c == '.' || absl::ascii_isdigit(c); });
   if (!is_numeric) {
-    return Bad(text, "the host is not a numeric address, and names are not resolved");
+    return Bad(text, "the host is not a numeric address, nor are names looked up here (netpoll::Resolve)");
   }
   const std::vector<absl::string_view> numbers = absl::StrSplit(host, '.');
   if (numbers.size() != 4) return Bad(text, "an IPv4 address has four numbers");

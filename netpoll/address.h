@@ -38,7 +38,7 @@ class Address {
   //
   // Port 0 lets the system choose. An empty host is IPv4, other than in Go: a socket for [::]
   // cannot be had on a host without IPv6, and whether it takes IPv4 is not for an address to say.
-  // Host names are not looked up. Never blocks.
+  // Host names are not looked up: that is Resolve()'s (resolve.h). Never blocks.
   //
   // kInvalidArgument: anything else; the message quotes the text and says what is wrong with it.
   // kResourceExhausted: no descriptor to ask for the number of an interface.

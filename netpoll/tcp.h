@@ -55,9 +55,12 @@ struct DescriptorOf;
 // Thread safety: as Stream. Moving it is like destroying it: no other call may be under way.
 class TcpStream final : public Stream {
  public:
-  // Connects to `host_port`, an address as Address::Parse reads it. Parks the fiber until the peer has answered.
-  // kUnavailable: refused or unreachable, ErrnoOf() says which; kDeadlineExceeded, kCancelled; kInvalidArgument: not an
-  // address (names are not resolved yet); kResourceExhausted: descriptors, ports, memory, epoll watches: the message names
+  // Connects to `host_port`: an address as Address::Parse reads it, or a name ("localhost:80", "example.com:https"), which
+  // Resolve() looks up (resolve.h). A name's addresses are tried in turn, families alternating, the next one 250 ms after the
+  // last or as soon as that has failed; the first that answers is taken (RFC 8305), and nothing is left of the others. Parks
+  // the fiber until the peer has answered. kUnavailable: refused or unreachable, ErrnoOf() says which; or no name server
+  // answers; kNotFound: there is no such name; kDeadlineExceeded, kCancelled; kInvalidArgument: neither an address nor a
+  // name; kResourceExhausted: descriptors, ports, memory, epoll watches: the message names
   // the limit; kFailedPrecondition: called from a plain thread, or by a fiber of a simulation, which has no sockets.
   static absl::StatusOr<TcpStream> Connect(std::string_view host_port, fiber::Deadline deadline = {});
   static absl::StatusOr<TcpStream> Connect(const Address& address, fiber::Deadline deadline = {});

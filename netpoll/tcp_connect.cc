@@ -4,18 +4,24 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
+#include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "fiber/internal/context.h"
 #include "fiber/this_fiber.h"
 #include "fiber/wait_reason.h"
+#include "netpoll/internal/connect_to_any.h"
 #include "netpoll/internal/descriptor.h"
 #include "netpoll/internal/errno_status.h"
+#include "netpoll/internal/host_name.h"
 #include "netpoll/internal/poller.h"
 #include "netpoll/internal/scoped_fd.h"
 #include "netpoll/internal/socket.h"
 #include "netpoll/internal/syscalls.h"
+#include "netpoll/resolve.h"
 #include "netpoll/tcp.h"
 
 namespace netpoll {
@@ -26,6 +32,7 @@ using internal::Descriptor;
 using internal::Direction;
 using internal::ErrnoStatus;
 using internal::FlowLock;
+using internal::HostAndService;
 using internal::Poller;
 using internal::ScopedFd;
 
@@ -72,8 +79,14 @@ bool IsConnectedToItself(int fd, const Address& address) {
 
 absl::StatusOr<TcpStream> TcpStream::Connect(std::string_view host_port, Deadline deadline) {
   absl::StatusOr<Address> address = Address::Parse(host_port);
-  if (!address.ok()) return address.status();
-  return Connect(*address, deadline);
+  if (address.ok()) return Connect(*address, deadline);
+  const std::optional<HostAndService> name = internal::SplitHostName(host_port);
+  if (!name.has_value()) return address.status();
+  // Before anybody is asked.
+  if (absl::StatusOr<Poller*> poller = Poller::OfCaller(); !poller.ok()) return poller.status();
+  absl::StatusOr<std::vector<Address>> found = Resolve(name->host, name->service, deadline);
+  if (!found.ok()) return found.status();
+  return internal::ConnectToAny(host_port, *std::move(found), deadline);
 }
 
 absl::StatusOr<TcpStream> TcpStream::Connect(const Address& address, Deadline deadline) {

@@ -68,6 +68,7 @@ constinit const SystemCalls kKernel = {
     .setsockopt = ::setsockopt,
     .getsockname = ::getsockname,
     .getpeername = ::getpeername,
+    .getaddrinfo = ::getaddrinfo,
     .epoll_create1 = ::epoll_create1,
     .epoll_ctl = ::epoll_ctl,
     .epoll_wait = ::epoll_wait,

@@ -2,6 +2,7 @@
 #ifndef WEFT_FIBER_INTERNAL_SYSTEM_CALLS_H_
 #define WEFT_FIBER_INTERNAL_SYSTEM_CALLS_H_
 
+#include <netdb.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -79,6 +80,8 @@ struct SystemCalls {
   int (*setsockopt)(int fd, int level, int name, const void* value, socklen_t size);
   int (*getsockname)(int fd, sockaddr* address, socklen_t* size);
   int (*getpeername)(int fd, sockaddr* address, socklen_t* size);
+  // The C library's way to the name servers: no system call, but as many as it likes. The error is the result.
+  int (*getaddrinfo)(const char* host, const char* service, const addrinfo* hints, addrinfo** found);
   // Events.
   int (*epoll_create1)(int flags);
   int (*epoll_ctl)(int epoll_fd, int operation, int fd, epoll_event* event);

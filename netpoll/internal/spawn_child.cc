@@ -111,6 +111,7 @@ class SpawnRequest {
 
 NewChild::~NewChild() {
   if (pid_ == 0) return;
+  pid_fd_ = ScopedFd();
   (void)SendSignal(pid_, SIGKILL);
   siginfo_t info;
   (void)WaitForChild(pid_, 0, &info);  // ECHILD: somebody else has

@@ -24,8 +24,8 @@ namespace netpoll_test {
       X(pidfd_open) X(waitid) X(getrlimit) X(setrlimit) X(mmap) X(pipe2) X(open) X(read) X(write) \
           X(close) X(fcntl) X(ioctl) X(ppoll) X(socket) X(bind) X(listen) X(accept4) X(connect)   \
               X(shutdown) X(recv) X(send) X(sendmsg) X(getsockopt) X(setsockopt) X(getsockname)   \
-                  X(getpeername) X(epoll_create1) X(epoll_ctl) X(epoll_wait) X(epoll_pwait2)      \
-                      X(eventfd)
+                  X(getpeername) X(getaddrinfo) X(epoll_create1) X(epoll_ctl) X(epoll_wait)       \
+                      X(epoll_pwait2) X(eventfd)
 
 // The entries of the table of system calls.
 enum class Call : int {
@@ -176,7 +176,10 @@ class Faults {
       if constexpr (std::is_same_v<int, std::tuple_element_t<0, std::tuple<A...>>>) {
         if (BringsEdge(kCall, error)) watches_.BringEdge(std::get<0>(std::tuple<A...>(a...)));
       }
-      if constexpr (kCall == Call::pthread_create || kCall == Call::posix_spawnp) return error;
+      if constexpr (kCall == Call::pthread_create || kCall == Call::posix_spawnp ||
+                    kCall == Call::getaddrinfo) {
+        return error;
+      }
       errno = error;
       if constexpr (std::is_pointer_v<R>) {
         return reinterpret_cast<R>(uintptr_t(-1));  // MAP_FAILED

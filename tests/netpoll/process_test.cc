@@ -19,7 +19,6 @@
 #include "absl/time/time.h"
 #include "fiber/deadline.h"
 #include "fiber/go.h"
-#include "fiber/this_fiber.h"
 #include "gtest/gtest.h"
 #include "netpoll/error.h"
 #include "netpoll/pipe.h"
@@ -200,6 +199,7 @@ TEST_P(ProcessTest, RunProcessInTimeOrNotAtAll) {
     WaitUntilParked(cancelled);
     cancelled.Cancel();
     EXPECT_TRUE(absl::IsCancelled(cancelled.Join()));
+    AwaitDetachedCalls();
     auto past = RunProcess({.arguments = {"/bin/true"}}, {}, absl::ZeroDuration());
     EXPECT_TRUE(absl::IsDeadlineExceeded(past.status())) << past.status();
     auto loud = RunProcess({.arguments = {"yes"}, .max_output_bytes = 1000});
@@ -382,9 +382,7 @@ TEST_P(ProcessTest, AStartThatNobodyWaitsForLeavesNothing) {
       starter.Cancel();
       starter.Join().IgnoreError();  // it may have been too late
     }
-    // The call that makes it may still be under way, on its thread of the pool.
-    siginfo_t info;
-    while (waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) == 0) fiber::Yield();
+    AwaitDetachedCalls();
   });
 }
 

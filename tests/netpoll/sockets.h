@@ -14,6 +14,8 @@
 #include <string_view>
 #include <utility>
 
+#include "fiber/internal/thread_pool.h"
+#include "fiber/this_fiber.h"
 #include "gtest/gtest.h"
 #include "netpoll/internal/descriptor.h"
 #include "netpoll/internal/descriptor_slab.h"
@@ -125,6 +127,15 @@ inline void SendWithDescriptor(const RawSocket& peer, char byte) {
   const int sent_along = STDERR_FILENO;
   memcpy(CMSG_DATA(header), &sent_along, sizeof sent_along);
   EXPECT_EQ(sendmsg(peer.fd(), &message, 0), 1);
+}
+
+// Until no call of BlockingDetached() is under way, those that nobody waits for any more included.
+inline void AwaitDetachedCalls() {
+  using fiber::internal::ThreadPool;
+  while (ThreadPool::Get().threads() > 0) {
+    ThreadPool::Get().EndIdle();
+    fiber::Yield();
+  }
 }
 
 inline netpoll::TcpListener ListenOnLoopback(netpoll::ListenOptions options = {}) {
