@@ -39,10 +39,9 @@ struct SystemCalls {
   int (*prctl)(int option, unsigned long argument);
   int (*sched_getaffinity)(pid_t thread, size_t bytes, cpu_set_t* mask);
   long (*sysconf)(int name);
-  int (*sigaction)(int signal, const struct sigaction* action, struct sigaction* before);
-  int (*tgkill)(pid_t process, pid_t thread, int signal);
   // Signals.
   int (*sigaction)(int signal, const struct sigaction* action, struct sigaction* before);
+  int (*tgkill)(pid_t process, pid_t thread, int signal);
   // Processes.
   int (*posix_spawnp)(pid_t* process, const char* file, const posix_spawn_file_actions_t* actions,
                       const posix_spawnattr_t* attributes, char* const* arguments,

@@ -18,14 +18,15 @@
 
 namespace netpoll_test {
 
-#define WEFT_EACH_CALL(X)                                                                         \
-  X(pthread_create)                                                                               \
-  X(futex) X(prctl) X(sched_getaffinity) X(sysconf) X(sigaction) X(posix_spawnp) X(kill)          \
-      X(pidfd_open) X(waitid) X(getrlimit) X(setrlimit) X(mmap) X(pipe2) X(open) X(read) X(write) \
-          X(close) X(fcntl) X(ioctl) X(ppoll) X(socket) X(bind) X(listen) X(accept4) X(connect)   \
-              X(shutdown) X(recv) X(send) X(sendmsg) X(getsockopt) X(setsockopt) X(getsockname)   \
-                  X(getpeername) X(getaddrinfo) X(epoll_create1) X(epoll_ctl) X(epoll_wait)       \
-                      X(epoll_pwait2) X(eventfd)
+#define WEFT_EACH_CALL(X)                                                                    \
+  X(pthread_create) X(futex) X(prctl) X(sched_getaffinity) X(sysconf) X(sigaction) X(tgkill) \
+  X(posix_spawnp) X(kill) X(pidfd_open) X(waitid) X(getrlimit) X(setrlimit) X(mmap)          \
+  X(munmap) X(process_vm_readv) X(pipe2) X(open) X(read) X(write) X(close) X(fcntl) X(ioctl) \
+  X(ppoll) X(socket) X(bind) X(listen) X(accept4) X(connect) X(shutdown) X(recv) X(send)     \
+  X(sendmsg) X(getsockopt) X(setsockopt) X(getsockname) X(getpeername) X(getaddrinfo)        \
+  X(epoll_create1) X(epoll_ctl) X(epoll_wait) X(epoll_pwait2) X(eventfd) X(openat) X(pread)  \
+  X(pwrite) X(preadv2) X(fsync) X(fdatasync) X(ftruncate) X(statx) X(getdents64) X(renameat) \
+  X(unlinkat) X(mkdirat) X(io_uring_setup) X(io_uring_enter) X(io_uring_register)
 
 // The entries of the table of system calls.
 enum class Call : int {
