@@ -220,7 +220,9 @@ void Monitor::Report(Worker& worker, Stall::Kind kind, int64_t now_ns) {
 
 // The second look at it that finds its clock where it was.
 bool Monitor::IsBlocked(Worker& worker, View& view) {
-  const ThreadProbe probe(worker.thread(), worker.thread_id(), *worker.state());
+  const fiber::internal::ThreadState* const state = worker.state();
+  if (state == nullptr) return false;
+  const ThreadProbe probe(worker.thread(), worker.thread_id(), *state);
   const int64_t before = view.cpu_ns;
   view.cpu_ns = probe.CpuNs();
   return before >= 0 && view.cpu_ns == before && probe.State() != 'R';
