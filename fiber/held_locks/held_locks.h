@@ -12,8 +12,8 @@ namespace fiber::held_locks {
 // on another and unlock it there, a fiber that wants it blocks a worker, perhaps the one that is to run the holder, and a
 // recursive one lets in any fiber of the same thread.
 //
-// A program that links //fiber/held_locks is watched, with nothing to call; it is for tests and debug builds, since locking
-// costs some 50 ns more in a fiber. What is found is written to stderr, once for each place that acquires:
+// A program that links //fiber/held_locks is watched, with nothing to call; it is for tests and debug builds: locking
+// and unlocking cost some 30 ns more in a fiber, 10 elsewhere. What is found is written to stderr, once for each place that acquires, its callers included:
 //
 //   weft: fiber 12 'resize' (spawned at image.cc:40) parks (sleep) and holds a mutex (0x7ffc5a1b2c30), acquired at
 //   weft:   0x5581f3a2c1d4  Cache::Get()

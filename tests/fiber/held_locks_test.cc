@@ -327,7 +327,8 @@ TEST_F(HeldLocksTest, ALockThatAnotherFiberReleasesOnItsThreadIsForgotten) {
 TEST_F(HeldLocksTest, APlaceIsReportedOnceAndAnotherToo) {
   std::mutex mutex;
   sched::Run({.workers = 2}, [&] {
-    for (int i = 0; i < 5; ++i) {
+    volatile int rounds = 5;  // else compilers make five places of it
+    for (int i = 0; i < rounds; ++i) {
       std::lock_guard<std::mutex> hold(mutex);
       Nap();
     }
