@@ -12,8 +12,9 @@ namespace fiber::held_locks {
 // on another and unlock it there, a fiber that wants it blocks a worker, perhaps the one that is to run the holder, and a
 // recursive one lets in any fiber of the same thread.
 //
-// A program that links //fiber/held_locks is watched, with nothing to call; it is for tests and debug builds: locking
-// and unlocking cost some 30 ns more in a fiber, 10 elsewhere. What is found is written to stderr, once for each place that acquires, its callers included:
+// A program that links //fiber/held_locks is watched, with nothing to call; it is for tests and debug builds: locking and
+// unlocking cost some 30 ns more in a fiber, 10 elsewhere. What is found is written to stderr, once for each place that
+// acquires, its callers included:
 //
 //   weft: fiber 12 'resize' (spawned at image.cc:40) parks (sleep) and holds a mutex (0x7ffc5a1b2c30), acquired at
 //   weft:   0x5581f3a2c1d4  Cache::Get()
@@ -23,11 +24,11 @@ namespace fiber::held_locks {
 //
 // Seen are, if acquired by a fiber and held by it when it parks, or yields, or would if others were ready:
 //
-//   a mutex of std or pthread: mutex, timed_mutex, recursive_mutex, recursive_timed_mutex     pthread_mutex_lock, trylock, timedlock, clocklock
-//   a shared_mutex, shared_timed_mutex of std or a pthread_rwlock_t, either way               pthread_rwlock_(rd|wr)lock, try…, timed…, clock…
-//   a pthread_spinlock_t                                                                      pthread_spin_lock, trylock
-//   the initialisation of a static variable of a function                                     __cxa_guard_acquire
-//   std::call_once, pthread_once, while they run                                              pthread_once
+//   std::mutex and its timed and recursive kin, pthread_mutex_t    pthread_mutex_lock, trylock, timedlock, clocklock
+//   std::shared_mutex and its timed kin, pthread_rwlock_t          pthread_rwlock_rdlock, wrlock, and try, timed, clock of these
+//   pthread_spinlock_t                                             pthread_spin_lock, trylock
+//   a static variable of a function, while it is initialised       __cxa_guard_acquire
+//   std::call_once, pthread_once, while they run                   pthread_once
 //
 // Not seen: absl::Mutex and others that go to the kernel by themselves, semaphores, flockfile, C11's mtx_t; what a C library or a
 // library linked with -Bsymbolic locks inside; what is held when a fiber ends; more than 32 locks of one fiber at a time. A wait
@@ -43,12 +44,13 @@ enum class Kind : uint8_t { kMutex, kReadLock, kWriteLock, kSpinLock, kStaticGua
 // HeldLock is what was found.
 struct HeldLock {
   Kind kind = Kind::kMutex;
-  const void* address = nullptr;    // the lock
+  const void* address = nullptr;  // the lock
   uint64_t fiber_id = 0;
-  std::string fiber = {};           // as messages have it: "fiber 12 'resize' (spawned at image.cc:40)"
-  std::string leaving = {};         // "parks (sleep)", "yields"
-  std::vector<void*> acquired = {};  // return addresses, innermost first, at most 6; one only if the code has no frame pointers
-  std::vector<void*> left = {};     // likewise, at most 32: where it parks or yields
+  std::string fiber = {};    // as messages have it: "fiber 12 'resize' (spawned at image.cc:40)"
+  std::string leaving = {};  // "parks (sleep)", "yields"
+  // Return addresses, innermost first, at most 6; one only if the code has no frame pointers.
+  std::vector<void*> acquired = {};
+  std::vector<void*> left = {};  // likewise, at most 32: where it parks or yields
 
   // What is written to stderr, some lines without a newline at the end. Reads the program's symbols from disk. Blocks the thread.
   std::string ToString() const;
