@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fiber/blocking_detached.h"
 
+#include "fiber/internal/thread_pool.h"
 #include "fiber/internal/thread_state.h"
 #include "fiber/scheduler.h"
 
-namespace fiber::internal {
+namespace fiber {
+
+void SetMaxDetachedThreads(int most) { internal::ThreadPool::Get().SetMaxThreads(most); }
+
+namespace internal {
 
 bool IsSimulated() {
   const ThreadState& thread = ThisThread();
@@ -21,4 +26,5 @@ void LogUnwanted(const std::exception_ptr& error) {
   }
 }
 
-}  // namespace fiber::internal
+}  // namespace internal
+}  // namespace fiber

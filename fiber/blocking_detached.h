@@ -25,7 +25,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "fiber/deadline.h"
-#include "fiber/internal/thread_pool.h"
+#include "fiber/internal/pooled_call.h"
 #include "fiber/internal/wait.h"
 
 namespace fiber {
@@ -121,16 +121,16 @@ template <std::invocable F>
 internal::DetachedResultOf<F> BlockingDetached(F fn, Deadline deadline = {}) {
   if (absl::Status status = internal::CheckCaller(deadline); !status.ok()) return status;
   if (internal::IsSimulated()) return internal::CallForResult<F>(std::move(fn));
-  auto call = std::make_unique<internal::DetachedCall<F>>(std::move(fn));
-  std::unique_ptr<internal::PooledCall> pooled = std::move(call);
-  absl::Status status = internal::ThreadPool::Get().Run(pooled, deadline);
+  std::unique_ptr<internal::PooledCall> pooled =
+      std::make_unique<internal::DetachedCall<F>>(std::move(fn));
+  absl::Status status = internal::RunPooled(pooled, deadline);
   if (!status.ok()) return status;
   return static_cast<internal::DetachedCall<F>&>(*pooled).Take();
 }
 
 // From now on at most `most` threads make such calls at a time, for all of the process; those above it go on with theirs. Never
 // blocks. REQUIRES: most >= 1
-inline void SetMaxDetachedThreads(int most) { internal::ThreadPool::Get().SetMaxThreads(most); }
+void SetMaxDetachedThreads(int most);
 
 }  // namespace fiber
 

@@ -69,6 +69,10 @@ absl::Status ThreadPool::Run(std::unique_ptr<PooledCall>& call, Deadline deadlin
   return status;
 }
 
+absl::Status RunPooled(std::unique_ptr<PooledCall>& call, Deadline deadline) {
+  return ThreadPool::Get().Run(call, deadline);
+}
+
 absl::Status ThreadPool::RunToEnd(PooledCall& call, Deadline deadline) {
   bool is_abandoned = false;
   return Await(call, deadline, /*may_abandon=*/false, &is_abandoned);
