@@ -3,11 +3,15 @@
 // Fails each test that leaves something behind. Linked into every test by weft_test().
 #include "tests/leaks/leaks.h"
 
+#include <sched.h>
+
+#include <cstdint>
 #include <string>
 #include <thread>
 
 #include "fiber/internal/sanitizer.h"
 #include "fiber/internal/thread_pool.h"
+#include "fiber/internal/thread_state.h"
 #include "gtest/gtest.h"
 #include "tests/leaks/census.h"
 
@@ -15,6 +19,17 @@ namespace tests {
 namespace {
 
 size_t abandoned_fibers = 0;
+
+// Threads for blocking calls would go by themselves, in some seconds. Some may be starting, or be about to become idle; those
+// that stay are in a call.
+void EndPoolThreads() {
+  constexpr int64_t kPatienceNs = 1'000'000'000;
+  fiber::internal::ThreadPool& pool = fiber::internal::ThreadPool::Get();
+  const int64_t until = fiber::internal::MonotonicNs() + kPatienceNs;
+  do {
+    pool.EndIdle();
+  } while (pool.threads() > 0 && fiber::internal::MonotonicNs() < until && sched_yield() == 0);
+}
 
 class LeakListener : public testing::EmptyTestEventListener {
 #if defined(WEFT_TSAN)
@@ -28,7 +43,7 @@ class LeakListener : public testing::EmptyTestEventListener {
   }
   void OnTestEnd(const testing::TestInfo& test) override {
     if (test.result()->Failed()) return;  // which has said why; and what an ASSERT left is no wonder
-    fiber::internal::ThreadPool::Get().EndIdle();  // they would go in some seconds, too
+    EndPoolThreads();
     const std::string changes = Census::Take().ChangesSince(before_, abandoned_fibers);
     if (!changes.empty()) ADD_FAILURE() << "leaks:" << changes;
   }
