@@ -293,6 +293,9 @@ absl::Status Collect(Stream& stream, size_t most, std::string& text) {
 }  // namespace
 
 absl::StatusOr<ProcessResult> RunProcess(ProcessOptions options, std::string_view input, Deadline deadline) {
+  if (options.input.kind_ != Stdio::Kind::kPipe && options.input.kind_ != Stdio::Kind::kInherit && !input.empty()) {
+    return absl::InvalidArgumentError("input for a process whose input is no pipe (ProcessOptions::input)");
+  }
   const size_t most = options.max_output_bytes;
   absl::StatusOr<Process> process = Process::Start(std::move(options).WithPipes(), deadline);
   if (!process.ok()) return process.status();

@@ -27,6 +27,9 @@
 
 namespace netpoll {
 
+struct ProcessOptions;
+struct ProcessResult;
+
 // Stdio says what one of a child's standard streams is.
 class Stdio {
  public:
@@ -40,6 +43,8 @@ class Stdio {
  private:
   friend class Process;
   friend struct ProcessOptions;
+  friend absl::StatusOr<ProcessResult> RunProcess(ProcessOptions options, std::string_view input,
+                                                  fiber::Deadline deadline);
   enum class Kind { kInherit, kNull, kPipe, kDescriptor };
   Stdio(Kind kind, int fd) : kind_(kind), fd_(fd) {}
 
@@ -78,11 +83,11 @@ struct ExitStatus {
   std::string ToString() const;
 };
 
-struct ProcessResult;
-
 // Process is a child process, from its start until it was waited for.
 //
-//   auto filter = netpoll::Process::Start({.arguments = {"gzip", "-c"}, .input = netpoll::Stdio::Pipe(), .output = file});
+//   auto filter = netpoll::Process::Start({.arguments = {"gzip", "-c"},
+//                                          .input = netpoll::Stdio::Pipe(),
+//                                          .output = netpoll::Stdio::Descriptor(fd)});
 //   if (!filter.ok()) return filter.status();
 //   netpoll::IoResult sent = filter->input().Write(text);
 //   filter->input().Close();                                    // the end, for which it waits
@@ -158,9 +163,9 @@ struct ProcessResult {
 // Runs a program to its end: gives it `input`, then the end of it, and collects what it says meanwhile. Streams for which the
 // options say Stdio::Inherit() are pipes; what the others say is not collected. Parks the fiber.
 //
-// However a program ends is a result, one that does not read its input too. As of Start() and Wait(); kDeadlineExceeded,
+// However a program ends is a result, one that does not read its input too. Errors as of Start() and Wait(); kDeadlineExceeded,
 // kCancelled: it was ended as said at Process, before this returns; kResourceExhausted: it says more than ProcessOptions::max_output_bytes, and
-// was ended. It waits until nobody can write to the pipes any more: children that it leaves behind and that keep them are
+// was ended; kInvalidArgument: there is input, but no pipe for it. It waits until nobody can write to the pipes any more: children that it leaves behind and that keep them are
 // waited for.
 absl::StatusOr<ProcessResult> RunProcess(ProcessOptions options, std::string_view input = {},
                                          fiber::Deadline deadline = {});

@@ -61,7 +61,8 @@ class TcpStream final : public Stream {
   // the fiber until the peer has answered. kUnavailable: refused or unreachable, ErrnoOf() says which; or no name server
   // answers; kNotFound: there is no such name; kDeadlineExceeded, kCancelled; kInvalidArgument: neither an address nor a
   // name; kResourceExhausted: descriptors, ports, memory, epoll watches: the message names
-  // the limit; kFailedPrecondition: called from a plain thread, or by a fiber of a simulation, which has no sockets.
+  // the limit; kFailedPrecondition: called from a plain thread, or by a fiber of a simulation, which has no sockets. With a
+  // name, throws std::bad_alloc.
   static absl::StatusOr<TcpStream> Connect(std::string_view host_port, fiber::Deadline deadline = {});
   static absl::StatusOr<TcpStream> Connect(const Address& address, fiber::Deadline deadline = {});
 

@@ -13,7 +13,7 @@ namespace {
 // Things that want to know of forks: a few, for ever.
 template <class T>
 struct Few {
-  static constexpr int kMost = 8;
+  static constexpr int kMost = 16;
   T all[kMost];
   int count = 0;
   void Add(T one) {

@@ -22,8 +22,8 @@ using fiber::Deadline;
 constexpr absl::Duration kStagger = absl::Milliseconds(250);
 
 struct Outcome {
-  absl::Status status;
-  TcpStream stream;
+  absl::Status status = {};
+  TcpStream stream = {};
 };
 
 // With the code and the errno of the first.

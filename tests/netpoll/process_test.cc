@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -103,6 +104,27 @@ TEST_P(ProcessTest, AProgramNeedNotReadItsInput) {
     const ProcessResult result = RunShell("exec <&-; echo done", MoreThanFits());
     EXPECT_TRUE(result.exit.is_success()) << result.exit.ToString();
     EXPECT_EQ(result.output, "done\n");
+  });
+}
+
+// The examples of process.h.
+TEST_P(ProcessTest, NumbersAreSortedAndTextIsPacked) {
+  Run([] {
+    absl::StatusOr<ProcessResult> sorted = RunProcess({.arguments = {"sort", "-n"}}, "3\n1\n2\n", absl::Seconds(30));
+    ASSERT_TRUE(sorted.ok()) << sorted.status();
+    ASSERT_TRUE(sorted->exit.is_success()) << sorted->exit.ToString() << ": " << sorted->error;
+    EXPECT_EQ(sorted->output, "1\n2\n3\n");
+
+    const int fd = memfd_create("packed", MFD_CLOEXEC);
+    auto filter = Process::Start({.arguments = {"gzip", "-c"}, .input = Stdio::Pipe(), .output = Stdio::Descriptor(fd)});
+    ASSERT_TRUE(filter.ok()) << filter.status();
+    EXPECT_TRUE(filter->input().Write("text").ok());
+    filter->input().Close();
+    EXPECT_TRUE(filter->Wait(absl::Seconds(30))->is_success());
+    char head[2] = {};
+    EXPECT_EQ(pread(fd, head, sizeof head, 0), 2);
+    EXPECT_EQ(std::string(head, 2), "\x1f\x8b");
+    close(fd);
   });
 }
 
@@ -221,6 +243,7 @@ TEST_P(ProcessTest, WhatCannotBeStarted) {
     EXPECT_EQ(ErrnoOf(start({.arguments = {"/etc/passwd"}})), EACCES);
     EXPECT_EQ(ErrnoOf(start({.arguments = {"/tmp/"}})), EACCES);
     EXPECT_TRUE(absl::IsInvalidArgument(start({})));
+    EXPECT_TRUE(absl::IsInvalidArgument(RunProcess({.arguments = {"cat"}, .input = Stdio::Null()}, "lost").status()));
     EXPECT_TRUE(absl::IsInvalidArgument(start({.arguments = {std::string("a\0b", 3)}})));
     EXPECT_EQ(ErrnoOf(start({.arguments = {"/bin/true", std::string(1 << 20, 'x')}})), E2BIG);
     EXPECT_EQ(ErrnoOf(start({.arguments = {"/bin/true"}, .output = Stdio::Descriptor(12345)})), EBADF);
