@@ -36,7 +36,12 @@ using fiber::internal::System;
 
 namespace {
 
-using Found = absl::StatusOr<std::vector<Address>>;
+// Answer is what the C library said. Shared as such: everybody who asked makes a status of his own of it.
+struct Answer {
+  std::vector<Address> addresses = {};
+  int error = 0;         // EAI_…
+  int system_error = 0;  // errno, of EAI_SYSTEM
+};
 
 absl::string_view Quoted(std::string_view text) { return {text.data(), std::min<size_t>(text.size(), 128)}; }
 
@@ -65,23 +70,24 @@ struct FreeList {
 };
 
 // Blocks the thread.
-Found Lookup(const std::string& host, const std::string& service, bool is_literal) {
+Answer Lookup(const std::string& host, const std::string& service, bool is_literal) {
   addrinfo hints = {};
   hints.ai_family = AF_UNSPEC;
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = (is_literal ? AI_NUMERICHOST : 0) | (internal::IsPort(service) ? AI_NUMERICSERV : 0);
   addrinfo* list = nullptr;
   const int error = System().getaddrinfo(host.c_str(), service.c_str(), &hints, &list);
-  if (error != 0) return LookupStatus(error, errno, host, service);
+  if (error != 0) return {.error = error, .system_error = errno};
   const std::unique_ptr<addrinfo, FreeList> freed(list);
-  std::vector<Address> found;
+  Answer answer;
+  std::vector<Address>& found = answer.addresses;
   for (const addrinfo* each = list; each != nullptr; each = each->ai_next) {
     absl::StatusOr<Address> address = Address::FromSockaddr(each->ai_addr, each->ai_addrlen);
     if (!address.ok()) continue;  // of another family
     if (std::find(found.begin(), found.end(), *address) == found.end()) found.push_back(*address);
   }
-  if (found.empty()) return LookupStatus(EAI_NODATA, 0, host, service);
-  return found;
+  if (found.empty()) answer.error = EAI_NODATA;
+  return answer;
 }
 
 // Resolver is what all questions of this process share.
@@ -89,7 +95,7 @@ class Resolver {
  public:
   // A child of fork() has one of its own: somebody may have been about to change the parent's.
   static Resolver& Get() {
-    static Atomic<Resolver*> current{nullptr};  // order: publish, release by whoever makes one, acquire by who finds it
+    static constinit Atomic<Resolver*> current{nullptr};  // order: publish, release by whoever makes one, acquire by who finds it
     Resolver* seen = current.load(std::memory_order_acquire);
     while (seen == nullptr || seen->fork_generation_ != fiber::internal::ForkGeneration()) {
       auto made = std::make_unique<Resolver>();
@@ -101,21 +107,27 @@ class Resolver {
     return *seen;
   }
 
-  Found Ask(std::string host, std::string service, bool is_literal, Deadline deadline) {
-    const fiber::internal::Record* fiber = fiber::internal::ThisThread().current;
-    if (fiber == nullptr) return AskAlone(std::move(host), std::move(service), is_literal, deadline);
-    // Of one runtime only: who waits for a fiber of another goes down with that.
-    std::string key = absl::StrCat(fiber->scheduler->serial(), " ", host, " ", service);
-    return flights_.Do(
-        key,
-        [this, host = std::move(host), service = std::move(service), is_literal] {
-          return AskAlone(host, service, is_literal, Deadline::Never());
-        },
-        deadline);
+  absl::StatusOr<std::vector<Address>> Ask(const std::string& host, const std::string& service, bool is_literal,
+                                           Deadline deadline) {
+    absl::StatusOr<Answer> answer = AskTogether(host, service, is_literal, deadline);
+    if (!answer.ok()) return answer.status();
+    if (answer->error != 0) return LookupStatus(answer->error, answer->system_error, host, service);
+    return std::move(answer->addresses);
   }
 
  private:
-  Found AskAlone(std::string host, std::string service, bool is_literal, Deadline deadline) {
+  absl::StatusOr<Answer> AskTogether(const std::string& host, const std::string& service, bool is_literal,
+                                     Deadline deadline) {
+    const fiber::internal::Record* fiber = fiber::internal::ThisThread().current;
+    if (fiber == nullptr) return AskAlone(host, service, is_literal, deadline);
+    // Of one runtime only: who waits for a fiber of another goes down with that.
+    return flights_.Do(
+        absl::StrCat(fiber->scheduler->serial(), " ", host, " ", service),
+        [this, host, service, is_literal] { return AskAlone(host, service, is_literal, Deadline::Never()); },
+        deadline);
+  }
+
+  absl::StatusOr<Answer> AskAlone(std::string host, std::string service, bool is_literal, Deadline deadline) {
     absl::StatusOr<fiber::Permit> permit = fiber::Permit::Acquire(slots_, 1, deadline);
     if (!permit.ok()) return permit.status();
     // The permit goes with the call, which may outlast the wait.
@@ -130,7 +142,7 @@ class Resolver {
 
   const uint64_t fork_generation_ = fiber::internal::ForkGeneration();
   fiber::Semaphore slots_{kMostAtOnce};
-  fiber::SingleFlight<std::string, std::vector<Address>> flights_;
+  fiber::SingleFlight<std::string, Answer> flights_;
 };
 
 absl::StatusOr<Address> Literal(std::string_view host) {
