@@ -86,7 +86,7 @@ void ErrnoIsKeptByWhateverParks() {
 void TheRuntimesStateIsTheNewThreads() {
   for (int i = 0; i < 3; ++i) {
     ThreadState& before = ThisThread();
-    const auto* self = before.current;
+    const fiber::internal::Record* self = before.current;
     const fiber::FiberId id = fiber::CurrentId();
     Move();
     ThreadState& after = ThisThread();
