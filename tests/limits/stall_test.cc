@@ -15,7 +15,7 @@ namespace limits_test {
 namespace {
 
 constexpr int kStacks = 16;
-constexpr sched::RuntimeOptions kFewStacks = {.workers = 2, .max_stack_memory = kStacks * 4096};
+const sched::RuntimeOptions kFewStacks = {.workers = 2, .max_stack_memory = kStacks * 4096};
 
 // Blocks the thread until the child has said `text` on stderr.
 void AwaitSaid(const std::string& text) {
