@@ -203,6 +203,7 @@ TEST_P(SignalsTest, TheyComeAndGoWhileSignalsDo) {
   std::atomic<bool> is_over{false};
   sched::Runtime runtime({.workers = GetParam()});
   fiber::Event is_kept;
+  fiber::Event is_quiet;
   auto fiber = runtime.Spawn([&] {
     Signals kept({SIGUSR1});
     is_kept.Set();
@@ -211,12 +212,14 @@ TEST_P(SignalsTest, TheyComeAndGoWhileSignalsDo) {
       if (i % 10 == 0) EXPECT_EQ(Next(more), SIGUSR1);
     }
     is_over.store(true);
+    EXPECT_TRUE(is_quiet.Wait().ok());  // or the last signal would meet the default, which is the end
   });
   ASSERT_TRUE(is_kept.Wait().ok());
   while (!is_over.load()) {
     pthread_kill(pthread_self(), SIGUSR1);
     std::this_thread::yield();
   }
+  is_quiet.Set();
   fiber.Join();
 }
 
