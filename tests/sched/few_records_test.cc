@@ -43,7 +43,7 @@ class FewRecordsTest : public testing::Test {
 
 // What a thread finds of a batch is used to the last, and comes back: as many fibers fit in every round.
 TEST_F(FewRecordsTest, NoRecordIsLostWhenThereAreNoMore) {
-  sched::Runtime runtime({.workers = 1});
+  sched::Runtime runtime({.workers = 1, .max_threads = 1});  // and no spare one either
   runtime.Spawn([] {}).Join();
   std::thread([] {}).join();
   LeaveRoomFor(4 << 20);
