@@ -126,8 +126,8 @@ void Core::Start() {
 }
 
 void Core::Stop() {
+  monitor_.Stop();  // first: it looks at threads, which end from here on
   is_stopped_.store(true, std::memory_order_release);  // order: stop
-  monitor_.Stop();
   InterruptSleeper();  // whoever stops interrupts the next
   crew_.Stop();
   EndEventSource();

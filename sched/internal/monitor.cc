@@ -94,6 +94,8 @@ int64_t Monitor::Tick(int64_t now_ns) {
   same_.clear();
   core_.crew().ForEach([this, now_ns](Worker& worker) { Look(worker, now_ns); });
 
+  if (!culprits_.empty()) ReportCulprits(now_ns);
+
   const bool has_idle = core_.idle().idle() > 0;
   if (!has_idle) PollForOthers(now_ns);
   const bool is_due = IsAnythingDue(now_ns);
@@ -169,7 +171,6 @@ void Monitor::Relieve(int64_t now_ns) {
   if (!core_.crew().has_spares()) return;
   int32_t stood_up = 0;
   bool has_new_blocked = false;
-  stalled_.clear();
   for (Worker* const worker : same_) {
     View& view = ViewOf(*worker);
     const bool is_blocked = IsBlocked(*worker, view);
@@ -179,7 +180,12 @@ void Monitor::Relieve(int64_t now_ns) {
     has_new_blocked = has_new_blocked || (is_blocked && view.is_new);
     view.is_new = false;
     ++stood_up;
-    stalled_.emplace_back(worker, is_blocked ? Stall::Kind::kBlocked : Stall::Kind::kSpinning);
+    culprits_.push_back({.worker = worker,
+                         .kind = is_blocked ? Stall::Kind::kBlocked : Stall::Kind::kSpinning,
+                         .runs = view.runs,
+                         .since_ns = view.since_ns,
+                         .tries = 0,
+                         .is_wanted = false});
     Atomic<uint64_t>& count = is_blocked ? stalls_blocked_ : stalls_spinning_;
     count.store(count.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   }
@@ -189,7 +195,6 @@ void Monitor::Relieve(int64_t now_ns) {
     extra_seats_ += burst_ - stood_up;
   }
   FillSeats(stood_up > 0);
-  for (const auto& [worker, kind] : stalled_) Report(*worker, kind, now_ns);
 }
 
 // Whoever is called now is watched for blocking at once.
@@ -203,19 +208,34 @@ void Monitor::FillSeats(bool are_new) {
   });
 }
 
-// When others go on, the culprit is told of: which fiber, and where it is.
-void Monitor::Report(Worker& worker, Stall::Kind kind, int64_t now_ns) {
-  const View& view = ViewOf(worker);
+// When others go on, those who held them up are told of: which fiber, and where it is.
+void Monitor::ReportCulprits(int64_t now_ns) {
+  std::erase_if(culprits_, [this, now_ns](Culprit& culprit) {
+    return culprit.worker->queue().runs.load(std::memory_order_relaxed) != culprit.runs || Report(culprit, now_ns) ||
+           ++culprit.tries >= kMostTries;
+  });
+}
+
+// True: there is nothing more to tell.
+bool Monitor::Report(Culprit& culprit, int64_t now_ns) {
+  Worker& worker = *culprit.worker;
   const fiber::internal::ThreadState* const state = core_.crew().Pin(worker);
-  if (state == nullptr) return;
+  if (state == nullptr) return true;
   fiber::internal::Record* const fiber = state->current;
-  if (fiber != nullptr && reporter_.Wants(fiber::internal::IdentifyUnheld(*fiber).site, now_ns)) {
+  bool is_told = fiber == nullptr;
+  if (!is_told && !culprit.is_wanted) {
+    culprit.is_wanted = reporter_.Wants(fiber::internal::IdentifyUnheld(*fiber).site, now_ns);
+    is_told = !culprit.is_wanted;
+  }
+  if (!is_told) {
     const ThreadProbe probe(worker.thread(), worker.thread_id(), *state);
     std::optional<Stall> stall =
-        probe.Describe(kind, absl::Nanoseconds(now_ns - view.since_ns), absl::Nanoseconds(kPatienceNs));
-    if (stall.has_value()) reporter_.Tell(*std::move(stall));
+        probe.Describe(culprit.kind, absl::Nanoseconds(now_ns - culprit.since_ns), absl::Nanoseconds(kPatienceNs));
+    is_told = stall.has_value();
+    if (is_told) reporter_.Tell(*std::move(stall));
   }
   core_.crew().Unpin(worker);
+  return is_told;
 }
 
 // The second look at it that finds its clock where it was.

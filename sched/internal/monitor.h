@@ -27,7 +27,6 @@
 #include <pthread.h>
 
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 #include "fiber/internal/atomic.h"
@@ -66,6 +65,7 @@ class Monitor {
   static constexpr int64_t kRestAfterNs = 100'000'000;
   // For the stack of one that computes; it takes some 10 us unless it has no CPU.
   static constexpr int64_t kPatienceNs = 5'000'000;
+  static constexpr int kMostTries = 20;
   // So long without a poll are events nobody's: then the monitor polls, if it suspects somebody, or makes workers do it.
   static constexpr int64_t kPollNs = 10'000'000;
 
@@ -76,6 +76,16 @@ class Monitor {
     int64_t since_ns = 0;   // of the first look at this run; 0: it was in no fiber
     int64_t cpu_ns = -1;    // its thread's CPU clock when that was last read; -1: not in this run
     bool is_new = false;    // called by the last tick that called anybody
+  };
+
+  // A worker that was made to stand, as long as it is in the same run and has not been told of: a look at what moves may fail.
+  struct Culprit {
+    Worker* worker;
+    Stall::Kind kind;
+    uint64_t runs;
+    int64_t since_ns;
+    int tries;
+    bool is_wanted;
   };
 
   static void* Entry(void* monitor);
@@ -89,7 +99,8 @@ class Monitor {
   void FillSeats(bool are_new);
   void Relieve(int64_t now_ns);
   bool IsBlocked(Worker& worker, View& view);
-  void Report(Worker& worker, Stall::Kind kind, int64_t now_ns);
+  void ReportCulprits(int64_t now_ns);
+  bool Report(Culprit& culprit, int64_t now_ns);
   void PollForOthers(int64_t now_ns);
 
   Core& core_;
@@ -103,7 +114,7 @@ class Monitor {
   // The monitor's thread only.
   std::vector<View> views_;        // by Worker::index
   std::vector<Worker*> same_;      // in the run they were in a tick ago
-  std::vector<std::pair<Worker*, Stall::Kind>> stalled_;  // made to stand by this tick
+  std::vector<Culprit> culprits_;  // made to stand, and to be told of
   int64_t interval_ns_ = kFastNs;
   int64_t quiet_since_ns_ = 0;
   int64_t polled_ns_ = 0;          // when the polls were last seen to have moved on

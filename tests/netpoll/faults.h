@@ -21,7 +21,7 @@ namespace netpoll_test {
 #define WEFT_EACH_CALL(X)                                                                    \
   X(pthread_create) X(futex) X(prctl) X(sched_getaffinity) X(sysconf) X(sigaction) X(tgkill) \
   X(posix_spawnp) X(kill) X(pidfd_open) X(waitid) X(getrlimit) X(setrlimit) X(mmap)          \
-  X(munmap) X(process_vm_readv) X(pipe2) X(open) X(read) X(write) X(close) X(fcntl) X(ioctl) \
+  X(process_vm_readv) X(munmap) X(pipe2) X(open) X(read) X(write) X(close) X(fcntl) X(ioctl) \
   X(ppoll) X(socket) X(bind) X(listen) X(accept4) X(connect) X(shutdown) X(recv) X(send)     \
   X(sendmsg) X(getsockopt) X(setsockopt) X(getsockname) X(getpeername) X(getaddrinfo)        \
   X(epoll_create1) X(epoll_ctl) X(epoll_wait) X(epoll_pwait2) X(eventfd) X(openat) X(pread)  \

@@ -182,7 +182,13 @@ TEST(StallReportTest, SaysWhichFiberComputesAndWhere) {
   {
     sched::Runtime runtime({.workers = 1, .on_stall = stalls.hook()});
     Heartbeat heartbeat(runtime);
-    runtime.Spawn({.name = "digest"}, [&] { heartbeat.AwaitSpinning(2); }).Join();
+    runtime
+        .Spawn({.name = "digest"},
+               [&] {
+                 while (stalls.all().empty()) {
+                 }
+               })
+        .Join();
   }
   ASSERT_FALSE(stalls.all().empty());
   const sched::Stall stall = stalls.all()[0];
@@ -210,7 +216,12 @@ TEST(StallReportTest, SaysWhichFiberBlocksWithoutEndingItsSystemCall) {
       pollfd polled{.fd = ends[0], .events = POLLIN, .revents = 0};
       EXPECT_EQ(poll(&polled, 1, -1), 1);  // not EINTR
     });
-    runtime.Spawn([&] { EXPECT_EQ(write(ends[1], "x", 1), 1); }).Join();
+    runtime
+        .Spawn([&] {
+          while (stalls.all().empty()) EXPECT_TRUE(fiber::Sleep(absl::Microseconds(100)).ok());
+          EXPECT_EQ(write(ends[1], "x", 1), 1);
+        })
+        .Join();
     blocked.Join();
     close(ends[0]);
     close(ends[1]);
