@@ -8,10 +8,12 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
 #include <mutex>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -173,6 +175,64 @@ TEST_P(StallTest, TimersThatFallDueWhileAllComputeAreExpired) {
     }));
   }
   for (auto& fiber : fibers) fiber.Join();
+}
+
+// Whatever a fiber does, and whoever stands, rests or is called meanwhile, each message comes once.
+TEST_P(StallTest, FibersThatComputeAndBlockAtRandomLoseNothing) {
+  constexpr int kFibers = 24;
+  const int rounds = tests::Scaled(60);
+  sched::Runtime runtime({.workers = GetParam(), .stall_after = absl::Milliseconds(1), .on_stall = [](const sched::Stall&) {}});
+  fiber::Channel<int> messages(4);
+  std::atomic<int64_t> received{0};
+  std::vector<fiber::JoinHandle<void>> fibers;
+  for (int i = 0; i < kFibers; ++i) {
+    fibers.push_back(runtime.Spawn([&, i] {
+      std::minstd_rand random(static_cast<unsigned>(i + 1));
+      for (int round = 0; round < rounds; ++round) {
+        const auto length = std::chrono::microseconds(random() % 1500);
+        switch (random() % 8) {
+          case 0: {
+            const auto end = std::chrono::steady_clock::now() + length;
+            while (std::chrono::steady_clock::now() < end) fiber::MaybeYield();
+            break;
+          }
+          case 1: {
+            const auto end = std::chrono::steady_clock::now() + length;
+            while (std::chrono::steady_clock::now() < end) {
+            }
+            break;
+          }
+          case 2:
+            std::this_thread::sleep_for(length);
+            break;
+          case 3:
+            fiber::Blocking([&] { std::this_thread::sleep_for(length / 4); });
+            break;
+          case 4: {
+            fiber::NoMigrate stay;
+            EXPECT_TRUE(fiber::Sleep(length / 8).ok());
+            break;
+          }
+          case 5:
+            EXPECT_TRUE(fiber::Sleep(length / 8).ok());
+            break;
+          case 6:
+            fiber::Spawn([] { fiber::Yield(); }).Join();
+            break;
+          default:
+            fiber::Yield();
+        }
+        if (i % 2 == 0) {
+          EXPECT_TRUE(messages.Send(1).ok());
+        } else {
+          received.fetch_add(messages.Receive().value());
+        }
+      }
+    }));
+  }
+  for (auto& fiber : fibers) fiber.Join();
+  EXPECT_EQ(received.load(), int64_t{kFibers} / 2 * rounds);
+  EXPECT_TRUE(runtime.Shutdown(absl::Seconds(60)).ok());
 }
 
 INSTANTIATE_TEST_SUITE_P(Workers, StallTest, testing::Values(1, 2, 3));
