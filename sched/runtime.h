@@ -27,16 +27,6 @@ struct RuntimeOptions {
   // When it is reached the other fibers wait, which is said in the log. At most 16384; with no more than `workers` there are
   // no spare threads.
   int max_threads = 512;
-  // A fiber that has a worker to itself for so long, while others wait, gets a spare thread beside it, and is reported
-  // (sched/stall.h). One that blocks in the kernel gets it as soon as that is seen.
-  absl::Duration stall_after = absl::Milliseconds(10);
-  // Called for each such stall, on a thread of its own, in place of the log: a test may fail there. It must neither throw nor
-  // shut the runtime down. (The log tells of each spawn site once a minute at most.)
-  std::function<void(const Stall&)> on_stall = nullptr;
-  // Wake an idle worker at once for every fiber that becomes runnable. Otherwise those that its own worker makes runnable
-  // may wait some 20 us for it to come by, so that workers are not woken for what is gone before they come; and if it
-  // computes meanwhile, 0.3 to 6 ms.
-  bool eager_wake = false;
   // How long Run() and ~Runtime wait for cancelled fibers before they name the survivors and end the process.
   absl::Duration drain = absl::Seconds(10);
   // Stack of fibers that ask for none; rounded up to a class (64 KiB, 256 KiB, 1 MiB, 8 MiB). Address space only:
@@ -47,6 +37,16 @@ struct RuntimeOptions {
   // limit of the control groups, or none if there is none. Stacks belong to the process: the runtime that was made last
   // says for all.
   size_t max_stack_memory = 0;
+  // Wake an idle worker at once for every fiber that becomes runnable. Otherwise those that its own worker makes runnable
+  // may wait some 20 us for it to come by, so that workers are not woken for what is gone before they come; and if it
+  // computes meanwhile, 0.3 to 6 ms.
+  bool eager_wake = false;
+  // A fiber that has a worker to itself for so long, while others wait, gets a spare thread beside it, and is reported
+  // (sched/stall.h). One that blocks in the kernel gets it as soon as that is seen.
+  absl::Duration stall_after = absl::Milliseconds(10);
+  // Called for each such stall, on a thread of its own, in place of the log: a test may fail there. It must neither throw nor
+  // shut the runtime down. (The log tells of each spawn site once a minute at most.)
+  std::function<void(const Stall&)> on_stall = nullptr;
 };
 
 // Stats are counters of a runtime, consistent enough to watch it.

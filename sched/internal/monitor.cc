@@ -174,12 +174,15 @@ void Monitor::Relieve(int64_t now_ns) {
   for (Worker* const worker : same_) {
     View& view = ViewOf(*worker);
     const bool is_blocked = IsBlocked(*worker, view);
-    if (!is_blocked && now_ns - view.since_ns < absl::ToInt64Nanoseconds(core_.options().stall_after)) continue;
+    const int64_t stall_after = absl::ToInt64Nanoseconds(core_.options().stall_after);
+    if (!is_blocked && now_ns - view.since_ns < stall_after) continue;
     if (!core_.crew().TryMakeStand(*worker)) continue;
     core_.HandOver(worker->queue());
     has_new_blocked = has_new_blocked || (is_blocked && view.is_new);
     view.is_new = false;
     ++stood_up;
+    // Its thread had no CPU, as happens on a busy machine: others go on, but that was not the fiber's doing.
+    if (!is_blocked && view.cpu_ns - view.first_cpu_ns < stall_after / 4) continue;
     culprits_.push_back({.worker = worker,
                          .kind = is_blocked ? Stall::Kind::kBlocked : Stall::Kind::kSpinning,
                          .runs = view.runs,
@@ -245,6 +248,7 @@ bool Monitor::IsBlocked(Worker& worker, View& view) {
   const ThreadProbe probe(worker.thread(), worker.thread_id(), *state);
   const int64_t before = view.cpu_ns;
   view.cpu_ns = probe.CpuNs();
+  if (before < 0) view.first_cpu_ns = view.cpu_ns;
   return before >= 0 && view.cpu_ns == before && probe.State() != 'R';
 }
 

@@ -75,6 +75,7 @@ class Monitor {
     uint64_t runs = 0;
     int64_t since_ns = 0;   // of the first look at this run; 0: it was in no fiber
     int64_t cpu_ns = -1;    // its thread's CPU clock when that was last read; -1: not in this run
+    int64_t first_cpu_ns = 0;  // and when it was first read
     bool is_new = false;    // called by the last tick that called anybody
   };
 

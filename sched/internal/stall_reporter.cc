@@ -5,6 +5,8 @@
 
 namespace sched::internal {
 
+fiber::internal::Atomic<bool> logs_stalls{true};
+
 StallReporter::~StallReporter() { Join(); }
 
 void StallReporter::Tell(Stall stall) {

@@ -11,11 +11,16 @@
 #include <mutex>
 #include <utility>
 
+#include "fiber/internal/atomic.h"
 #include "fiber/internal/spin_lock.h"
 #include "sched/internal/stall_log.h"
 #include "sched/stall.h"
 
 namespace sched::internal {
+
+// False: stalls that no hook is told of are not logged either. For tests, which look at what is logged, on machines as busy as
+// may be.
+extern fiber::internal::Atomic<bool> logs_stalls;
 
 // StallReporter tells of stalls: to a hook, or to the log, where each spawn site is heard of once a minute at most. Symbols are
 // read from disk, and a hook may do anything, so it has a thread of its own while it speaks: the monitor does not wait for it.
@@ -33,7 +38,8 @@ class StallReporter {
 
   // Whether to ask for a stall's details, which costs the culprit a signal: a hook wants all of them.
   bool Wants(const std::source_location& site, int64_t now_ns) {
-    return hook_ != nullptr || log_.ShouldReport(site, now_ns);
+    if (hook_ != nullptr) return true;
+    return logs_stalls.load(std::memory_order_relaxed) && log_.ShouldReport(site, now_ns);
   }
   // Never blocks. More than kMostWaiting that wait to be told are not told.
   void Tell(Stall stall);

@@ -241,7 +241,9 @@ FIBER_TEST_ON(BlockingDetachedTest, WhenAllThreadsAreBusyCallsWaitInOrderOfComin
   released.Set();
   EXPECT_TRUE(busy.Join().ok());
   for (JoinHandle<absl::Status>& each : later) {
-    if (each.is_valid()) EXPECT_TRUE(each.Join().ok());
+    if (each.is_valid()) {
+      EXPECT_TRUE(each.Join().ok());
+    }
   }
   EXPECT_EQ(order, (std::vector<int>{0, 1, 3, 4}));
   EXPECT_FALSE(was_called);

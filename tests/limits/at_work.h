@@ -67,7 +67,8 @@ inline void AwaitFibersInLine() {
 // AtWork is a runtime in which two fibers echo to each other over a pair of sockets, for as long as it exists.
 class AtWork {
  public:
-  explicit AtWork(sched::RuntimeOptions options = {.workers = 2}) : runtime_(options) {
+  // Without spare workers, so that what limits say is about what each test is about.
+  explicit AtWork(sched::RuntimeOptions options = {.workers = 2}) : runtime_(WithoutSpares(options)) {
     int fds[2];
     EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
     asker_ = runtime_.Spawn({.stack_bytes = kSmallStack}, [this, fd = fds[0]] {
@@ -115,6 +116,11 @@ class AtWork {
   }
 
  private:
+  static sched::RuntimeOptions WithoutSpares(sched::RuntimeOptions options) {
+    options.max_threads = options.workers;
+    return options;
+  }
+
   sched::Runtime runtime_;
   std::atomic<bool> may_end_{false};
   std::atomic<int> rounds_{0};

@@ -91,8 +91,9 @@ TEST(ScarceTest, ARuntimeWorksWithTheThreadsItGetsAndTheNextOneHasAllAgain) {
         return kFine;
       },
       &said);
-  EXPECT_EQ(tests::CountIn(said, "weft:"), 1) << said;
+  EXPECT_EQ(tests::CountIn(said, "weft:"), 2) << said;
   EXPECT_NE(said.find("only 2 of 8 worker threads can be had"), std::string::npos) << said;
+  EXPECT_NE(said.find("no thread for the monitor"), std::string::npos) << said;
 }
 
 class NoDescriptors {

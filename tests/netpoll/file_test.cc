@@ -458,7 +458,9 @@ TEST_P(FileTest, CallsThatEndAtAnyMomentLeaveNothingHalfDone) {
           EXPECT_EQ(written.bytes, written.ok() ? data.size() : 0);
           std::string back(4096, 'x');
           const absl::StatusOr<size_t> n = file.Pread(back, place, absl::Microseconds(call % 50));
-          if (n.ok() && written.ok()) EXPECT_EQ(back, data);
+          if (n.ok() && written.ok()) {
+            EXPECT_EQ(back, data);
+          }
           EXPECT_TRUE(n.ok() || absl::IsDeadlineExceeded(n.status())) << n.status();
           const absl::Status synced = call % 10 == 0 ? file.Fdatasync(absl::Microseconds(call)) : absl::OkStatus();
           EXPECT_TRUE(synced.ok() || absl::IsDeadlineExceeded(synced)) << synced;

@@ -76,7 +76,9 @@ class NameServer {
  private:
   static int Ask(const char*, const char* service, const addrinfo* hints, addrinfo** found) {
     questions.fetch_add(1);
-    if (is_slow_) EXPECT_TRUE(answer_->Wait().ok());
+    if (is_slow_) {
+      EXPECT_TRUE(answer_->Wait().ok());
+    }
     *found = nullptr;
     addrinfo** end = found;
     for (const std::string& host : hosts_) {

@@ -209,7 +209,9 @@ TEST_P(SignalsTest, TheyComeAndGoWhileSignalsDo) {
     is_kept.Set();
     for (int i = 0; i < 200; ++i) {
       Signals more({SIGUSR2, SIGUSR1});
-      if (i % 10 == 0) EXPECT_EQ(Next(more), SIGUSR1);
+      if (i % 10 == 0) {
+        EXPECT_EQ(Next(more), SIGUSR1);
+      }
     }
     is_over.store(true);
     EXPECT_TRUE(is_quiet.Wait().ok());  // or the last signal would meet the default, which is the end

@@ -157,7 +157,9 @@ FIBER_TEST_ON(BlockingTest, ShortCallsOfManyFibersLoseNothing, 1, 2, 4) {
           sum.fetch_add(1);
         });
         tokens.Release();
-        if (round % 32 == 0) EXPECT_TRUE(fiber::Sleep(absl::Microseconds(20)).ok());
+        if (round % 32 == 0) {
+          EXPECT_TRUE(fiber::Sleep(absl::Microseconds(20)).ok());
+        }
       }
     }));
   }

@@ -89,7 +89,9 @@ void RunRound(const Plan& plan, Random& random, const loadgen::Pattern& pattern)
   World world;
   for (const int workers : plan.workers) {
     world.runtimes.push_back(std::make_unique<sched::Runtime>(
-        sched::RuntimeOptions{.workers = workers, .drain = absl::Seconds(60)}));
+        sched::RuntimeOptions{.workers = workers,
+                              .drain = absl::Seconds(60),
+                              .on_stall = [](const sched::Stall&) {}}));  // of which there are many, on purpose
   }
   Primitives primitives(world);
   std::vector<std::unique_ptr<Server>> servers;
