@@ -103,7 +103,8 @@ HeldList& MyList() {
 
 const Record* CurrentFiber() {
   const ThreadState* const thread = internal::ThisThreadOrNull();
-  return thread == nullptr ? nullptr : thread->current;
+  if (thread == nullptr) return nullptr;
+  return thread->current;
 }
 
 // Return addresses from `frame` outwards, along frame pointers as long as these stay on the fiber's stack.

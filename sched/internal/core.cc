@@ -288,7 +288,10 @@ bool Core::TakeNextForYield(ThreadState& thread, Record** next) {
   *next = worker.TakeLocal(nullptr);
   worker.PayKeeper();
   worker.LookWhoWaits();
-  return *next != nullptr || inject_.size() > 0;  // those from outside go first, also by way of the thread's own stack
+  // Those from outside go first, also by way of the thread's own stack.
+  if (*next != nullptr || inject_.size() > 0) return true;
+  AddOne(worker.queue().runs);  // it gave everybody else a chance
+  return false;
 }
 
 bool Core::ArmTimer(ThreadState& thread, WaitBlock& block, int64_t deadline_ns) {

@@ -27,7 +27,8 @@ struct alignas(64) RunQueue {
   // The fiber unparked last by the one that runs: it runs next, while what it needs is in the cache. Owner and anyone:
   // exchange. order: idle-wake — the exchange that fills it is a "push".
   Atomic<Record*> next_slot{nullptr};
-  Atomic<uint64_t> runs{0};  // fibers taken to run; written by the owner. Stands still while it is in one
+  // Fibers taken to run, and yields that found nobody else; written by the owner. Stands still while it stays in a fiber.
+  Atomic<uint64_t> runs{0};
   // The run that has lasted for too long: its fiber is to yield when it can. Written by the monitor.
   Atomic<uint64_t> slice_over{UINT64_MAX};
   // Since when the owner has left fibers here at each of its scheduling points, while others had nothing to do; 0: it has
