@@ -215,6 +215,8 @@ void Core::QueueYielded(Record& fiber) {
     Worker& worker = *WorkerOf(ThisThread());
     worker.PushReady(fiber);
     AfterPush(worker);
+    // Only now, since the queue of two that yield to each other is empty when one has been taken and the other not yet queued.
+    if (idle_.has_others()) worker.LookWhoWaits();
     return;
   }
   WakeIfIdle();
@@ -275,7 +277,7 @@ Record* Core::TakeNext(ThreadState& thread, WaitBlock* spare) {
   Record* next = worker.TakeLocal(spare);
   if (next == nullptr) return nullptr;
   worker.PayKeeper();
-  worker.LookWhoWaits();
+  if (idle_.has_others()) worker.LookWhoWaits();
   return next;
 }
 
@@ -287,7 +289,6 @@ bool Core::TakeNextForYield(ThreadState& thread, Record** next) {
   }
   *next = worker.TakeLocal(nullptr);
   worker.PayKeeper();
-  worker.LookWhoWaits();
   // Those from outside go first, also by way of the thread's own stack.
   if (*next != nullptr || inject_.size() > 0) return true;
   AddOne(worker.queue().runs);  // it gave everybody else a chance

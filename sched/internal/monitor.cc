@@ -92,6 +92,7 @@ bool Monitor::IsAnythingDue(int64_t now_ns) const { return core_.HasFibers() || 
 
 int64_t Monitor::Tick(int64_t now_ns) {
   same_.clear();
+  is_anyone_moving_ = false;
   core_.crew().ForEach([this, now_ns](Worker& worker) { Look(worker, now_ns); });
 
   if (!culprits_.empty()) ReportCulprits(now_ns);
@@ -130,11 +131,15 @@ void Monitor::Look(Worker& worker, int64_t now_ns) {
   View& view = ViewOf(worker);
   const fiber::internal::ThreadState* const state = worker.state();
   const uint64_t runs = worker.queue().runs.load(std::memory_order_relaxed);
-  if (worker.mode() != Worker::Mode::kSeated || state == nullptr || state->current == nullptr) {
+  const bool is_seated = worker.mode() == Worker::Mode::kSeated;
+  if (!is_seated || state == nullptr || state->current == nullptr) {
+    if (is_seated && view.runs != runs) is_anyone_moving_ = true;
+    view.runs = runs;
     view.since_ns = 0;
     return;
   }
   if (view.since_ns == 0 || view.runs != runs) {
+    if (view.runs != runs) is_anyone_moving_ = true;
     view.runs = runs;
     view.since_ns = now_ns;
     view.cpu_ns = -1;
@@ -176,6 +181,10 @@ void Monitor::Relieve(int64_t now_ns) {
     const bool is_blocked = IsBlocked(*worker, view);
     const int64_t stall_after = absl::ToInt64Nanoseconds(core_.options().stall_after);
     if (!is_blocked && now_ns - view.since_ns < stall_after) continue;
+    if (!is_blocked && is_anyone_moving_) {
+      core_.HandOver(worker->queue());
+      continue;
+    }
     if (!core_.crew().TryMakeStand(*worker)) continue;
     core_.HandOver(worker->queue());
     has_new_blocked = has_new_blocked || (is_blocked && view.is_new);

@@ -11,7 +11,8 @@
 //
 //   somebody is idle            its queue is moved to the shared ones, and he is woken
 //   its thread is blocked       it stands (crew.h), at the second look, and somebody else takes its seat
-//   its thread computes         the same, when that has lasted for RuntimeOptions::stall_after
+//   its thread computes         when that has lasted for RuntimeOptions::stall_after, its queue is moved, and if nobody else
+//                               who is seated moves on, it stands likewise: more threads than CPUs would only share these
 //
 // Blocked means: its CPU clock stood still from one tick to the next, and the kernel says that it does not run; a thread
 // that only lost its CPU is runnable. Of fibers that block one after the other, each would take two ticks: whoever finds
@@ -116,6 +117,7 @@ class Monitor {
   std::vector<View> views_;        // by Worker::index
   std::vector<Worker*> same_;      // in the run they were in a tick ago
   std::vector<Culprit> culprits_;  // made to stand, and to be told of
+  bool is_anyone_moving_ = false;  // who is seated, and has come to a scheduling point since
   int64_t interval_ns_ = kFastNs;
   int64_t quiet_since_ns_ = 0;
   int64_t polled_ns_ = 0;          // when the polls were last seen to have moved on

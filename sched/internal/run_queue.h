@@ -31,7 +31,7 @@ struct alignas(64) RunQueue {
   Atomic<uint64_t> runs{0};
   // The run that has lasted for too long: its fiber is to yield when it can. Written by the monitor.
   Atomic<uint64_t> slice_over{UINT64_MAX};
-  // Since when the owner has left fibers here at each of its scheduling points, while others had nothing to do; 0: it has
+  // Since when the owner has left fibers here at each of its scheduling points at which others had nothing to do; 0: it has
   // not. Written by the owner; a hint for thieves.
   Atomic<int64_t> waiting_since_ns{0};
   // At this tick of its owner the thread's own stack has a turn. Written by the owner, and set to zero by the monitor, which

@@ -424,16 +424,15 @@ void Worker::Wake() {
 
 void Worker::LookWhoWaits() {
   if (!core_.is_deferring()) return;
-  const bool matters = core_.idle().has_others() && queue_.has_fibers();
-  const int64_t since = queue_.waiting_since_ns.load(std::memory_order_relaxed);
-  if (!matters) [[likely]] {
-    if (since != 0) queue_.waiting_since_ns.store(0, std::memory_order_relaxed);
+  Atomic<int64_t>& since = queue_.waiting_since_ns;
+  if (!queue_.has_fibers()) {
+    if (since.load(std::memory_order_relaxed) != 0) since.store(0, std::memory_order_relaxed);
     return;
   }
   const int64_t now = fiber::internal::MonotonicNs();
-  if (since == 0) {
-    queue_.waiting_since_ns.store(now, std::memory_order_relaxed);
-  } else if (now - since >= kDeferredWakeNs) {
+  if (since.load(std::memory_order_relaxed) == 0) {
+    since.store(now, std::memory_order_relaxed);
+  } else if (now - since.load(std::memory_order_relaxed) >= kDeferredWakeNs) {
     core_.WakeIfIdle();
   }
 }

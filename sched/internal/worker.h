@@ -80,8 +80,8 @@ class Worker {
   bool is_maintenance_due() const {
     return tick_ >= queue_.maintenance_at.load(std::memory_order_relaxed);
   }
-  // At a scheduling point, when a successor has been found: fibers that go on waiting here, with somebody idle, are worth a
-  // wake-up. (Without the deferred wake rule each push has seen to that.)
+  // At a scheduling point, when a successor has been found and somebody has nothing to do: fibers that go on waiting here are
+  // worth a wake-up. (Without the deferred wake rule each push has seen to that.)
   void LookWhoWaits();
 
   // A deadline became earlier: before it runs a fiber, the worker looks whether the keeper knows (idle.h).

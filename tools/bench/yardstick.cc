@@ -413,7 +413,7 @@ int main(int argc, char** argv) {
   const int64_t n =
       workload == "echo" ? NumberOf(argv[3], 0, 65535) : NumberOf(argv[3], 1, 1'000'000'000);
   sched::RuntimeOptions options = {.workers = workers};
-  if (workload == "hog") options.on_stall = [](const sched::Stall&) {};  // it is what it is for
+  options.on_stall = [](const sched::Stall&) {};  // one that spawns a million fibers is one
 
   if (workload == "echo") {
     const int stop_signals = StopSignals();
