@@ -45,7 +45,8 @@ struct RuntimeOptions {
   // (sched/stall.h). One that blocks in the kernel gets it as soon as that is seen.
   absl::Duration stall_after = absl::Milliseconds(10);
   // Called for each such stall, on a thread of its own, in place of the log: a test may fail there. It must neither throw nor
-  // shut the runtime down. (The log tells of each spawn site once a minute at most.)
+  // shut the runtime down. (The log tells of each spawn site once a minute at most, and of none with WEFT_STALL_LOG=0 in the
+  // environment.)
   std::function<void(const Stall&)> on_stall = nullptr;
 };
 

@@ -1,11 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sched/internal/stall_reporter.h"
 
+#include <cstdlib>
+#include <string_view>
+
 #include "fiber/internal/system_calls.h"
 
 namespace sched::internal {
 
-fiber::internal::Atomic<bool> logs_stalls{true};
+namespace {
+
+bool IsLogging() {
+  const char* const wish = getenv("WEFT_STALL_LOG");
+  return wish == nullptr || std::string_view(wish) != "0";
+}
+
+}  // namespace
+
+StallReporter::StallReporter(Hook hook) : hook_(std::move(hook)), is_logging_(IsLogging()) {}
 
 StallReporter::~StallReporter() { Join(); }
 

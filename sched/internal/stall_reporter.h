@@ -11,18 +11,14 @@
 #include <mutex>
 #include <utility>
 
-#include "fiber/internal/atomic.h"
 #include "fiber/internal/spin_lock.h"
 #include "sched/internal/stall_log.h"
 #include "sched/stall.h"
 
 namespace sched::internal {
 
-// False: stalls that no hook is told of are not logged either. For tests, which look at what is logged, on machines as busy as
-// may be.
-extern fiber::internal::Atomic<bool> logs_stalls;
-
-// StallReporter tells of stalls: to a hook, or to the log, where each spawn site is heard of once a minute at most. Symbols are
+// StallReporter tells of stalls: to a hook, or to the log, unless WEFT_STALL_LOG=0 is in the environment; there each spawn site
+// is heard of once a minute at most. Symbols are
 // read from disk, and a hook may do anything, so it has a thread of its own while it speaks: the monitor does not wait for it.
 //
 // Thread safety: one thread.
@@ -30,7 +26,7 @@ class StallReporter {
  public:
   using Hook = std::function<void(const Stall&)>;
 
-  explicit StallReporter(Hook hook) : hook_(std::move(hook)) {}
+  explicit StallReporter(Hook hook);
   // Waits until all has been told. Blocks the thread.
   ~StallReporter();
   StallReporter(const StallReporter&) = delete;
@@ -39,7 +35,7 @@ class StallReporter {
   // Whether to ask for a stall's details, which costs the culprit a signal: a hook wants all of them.
   bool Wants(const std::source_location& site, int64_t now_ns) {
     if (hook_ != nullptr) return true;
-    return logs_stalls.load(std::memory_order_relaxed) && log_.ShouldReport(site, now_ns);
+    return is_logging_ && log_.ShouldReport(site, now_ns);
   }
   // Never blocks. More than kMostWaiting that wait to be told are not told.
   void Tell(Stall stall);
@@ -52,6 +48,7 @@ class StallReporter {
   void Join();
 
   const Hook hook_;
+  const bool is_logging_;
   StallLog log_;
   pthread_t thread_{};
   bool has_thread_ = false;

@@ -9,16 +9,11 @@
 #include <string>
 #include <thread>
 
-#include "fiber/internal/atomic.h"
 #include "fiber/internal/sanitizer.h"
 #include "fiber/internal/thread_pool.h"
 #include "fiber/internal/thread_state.h"
 #include "gtest/gtest.h"
 #include "tests/leaks/census.h"
-
-namespace sched::internal {
-extern fiber::internal::Atomic<bool> logs_stalls __attribute__((weak));  // not there without //sched
-}
 
 namespace tests {
 namespace {
@@ -57,8 +52,6 @@ class LeakListener : public testing::EmptyTestEventListener {
 };
 
 [[maybe_unused]] const bool is_listening = [] {
-  // On a machine that is busy with other tests any fiber may stall, and many tests look at what is logged.
-  if (&sched::internal::logs_stalls != nullptr) sched::internal::logs_stalls.store(false);
   testing::UnitTest::GetInstance()->listeners().Append(new LeakListener);  // which takes it over
   return true;
 }();

@@ -595,7 +595,7 @@ int64_t ThreadProbe::CpuNs() const { return 0; }
 char ThreadProbe::State() const { return 'S'; }
 std::optional<Stall> ThreadProbe::Describe(Stall::Kind, absl::Duration, absl::Duration) const { return std::nullopt; }
 bool StallLog::ShouldReport(const std::source_location&, int64_t) { return false; }
-fiber::internal::Atomic<bool> logs_stalls{false};
+StallReporter::StallReporter(Hook hook) : hook_(std::move(hook)), is_logging_(false) {}
 StallReporter::~StallReporter() = default;
 void StallReporter::Tell(Stall) {}
 
