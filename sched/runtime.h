@@ -41,8 +41,8 @@ struct RuntimeOptions {
   // may wait some 20 us for it to come by, so that workers are not woken for what is gone before they come; and if it
   // computes meanwhile, 0.3 to 6 ms.
   bool eager_wake = false;
-  // A fiber that has a worker to itself for so long, while others wait, gets a spare thread beside it, and is reported
-  // (sched/stall.h). One that blocks in the kernel gets it as soon as that is seen.
+  // A fiber that has a worker to itself for so long, while others wait, is reported (sched/stall.h). One that computes gets a
+  // spare thread beside it then, if it holds up everybody; one that blocks in the kernel as soon as that is seen.
   absl::Duration stall_after = absl::Milliseconds(10);
   // Called for each such stall, on a thread of its own, in place of the log: a test may fail there. It must neither throw nor
   // shut the runtime down. (The log tells of each spawn site once a minute at most, and of none with WEFT_STALL_LOG=0 in the

@@ -101,8 +101,7 @@ int64_t Monitor::Tick(int64_t now_ns) {
   if (!has_idle) PollForOthers(now_ns);
   const bool is_due = IsAnythingDue(now_ns);
   if (is_due && (!same_.empty() || (core_.crew().may_fill(now_ns) && !has_idle))) {
-    Relieve(now_ns);
-    interval_ns_ = kFastNs;
+    interval_ns_ = Relieve(now_ns) ? kFastNs : kBusyNs;
     return interval_ns_;
   }
   if (extra_seats_ > 0) {
@@ -166,25 +165,30 @@ void Monitor::PollForOthers(int64_t now_ns) {
   }
 }
 
-// Something waits, and some workers do not come for it.
-void Monitor::Relieve(int64_t now_ns) {
+// Something waits, and some workers do not come for it. True: soon there is more to be said of one of them.
+bool Monitor::Relieve(int64_t now_ns) {
   if (core_.idle().idle() > 0) {
     for (Worker* const worker : same_) core_.HandOver(worker->queue());
     if (core_.EarliestDue() <= now_ns) core_.InterruptSleeper();
-    return;
+    return true;
   }
-  if (!core_.crew().has_spares()) return;
+  if (!core_.crew().has_spares()) return false;
+  bool is_urgent = core_.crew().free_seats() > 0;
   int32_t stood_up = 0;
   bool has_new_blocked = false;
   for (Worker* const worker : same_) {
     View& view = ViewOf(*worker);
     const bool is_blocked = IsBlocked(*worker, view);
     const int64_t stall_after = absl::ToInt64Nanoseconds(core_.options().stall_after);
-    if (!is_blocked && now_ns - view.since_ns < stall_after) continue;
+    if (!is_blocked && now_ns - view.since_ns < stall_after) {
+      is_urgent = true;
+      continue;
+    }
     if (!is_blocked && is_anyone_moving_) {
       core_.HandOver(worker->queue());
       continue;
     }
+    is_urgent = true;
     if (!core_.crew().TryMakeStand(*worker)) continue;
     core_.HandOver(worker->queue());
     has_new_blocked = has_new_blocked || (is_blocked && view.is_new);
@@ -201,12 +205,13 @@ void Monitor::Relieve(int64_t now_ns) {
     Atomic<uint64_t>& count = is_blocked ? stalls_blocked_ : stalls_spinning_;
     count.store(count.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   }
-  burst_ = has_new_blocked ? std::min(2 * burst_, static_cast<int32_t>(64)) : 1;
+  if (stood_up > 0) burst_ = has_new_blocked ? std::min(2 * burst_, kMostAtOnce) : 1;
   if (stood_up > 0 && burst_ > stood_up) {
     core_.crew().AddSeats(burst_ - stood_up);
     extra_seats_ += burst_ - stood_up;
   }
   FillSeats(stood_up > 0);
+  return is_urgent;
 }
 
 // Whoever is called now is watched for blocking at once.
@@ -222,9 +227,12 @@ void Monitor::FillSeats(bool are_new) {
 
 // When others go on, those who held them up are told of: which fiber, and where it is.
 void Monitor::ReportCulprits(int64_t now_ns) {
-  std::erase_if(culprits_, [this, now_ns](Culprit& culprit) {
-    return culprit.worker->queue().runs.load(std::memory_order_relaxed) != culprit.runs || Report(culprit, now_ns) ||
-           ++culprit.tries >= kMostTries;
+  const int64_t stall_after = absl::ToInt64Nanoseconds(core_.options().stall_after);
+  std::erase_if(culprits_, [this, now_ns, stall_after](Culprit& culprit) {
+    if (culprit.worker->queue().runs.load(std::memory_order_relaxed) != culprit.runs) return true;
+    // Who blocks is replaced at once, but a short call is not worth a word.
+    if (now_ns - culprit.since_ns < stall_after) return false;
+    return Report(culprit, now_ns) || ++culprit.tries >= kMostTries;
   });
 }
 

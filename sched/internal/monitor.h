@@ -67,6 +67,7 @@ class Monitor {
   // For the stack of one that computes; it takes some 10 us unless it has no CPU.
   static constexpr int64_t kPatienceNs = 5'000'000;
   static constexpr int kMostTries = 20;
+  static constexpr int32_t kMostAtOnce = 64;  // seats that one tick adds
   // So long without a poll are events nobody's: then the monitor polls, if it suspects somebody, or makes workers do it.
   static constexpr int64_t kPollNs = 10'000'000;
 
@@ -99,7 +100,7 @@ class Monitor {
   View& ViewOf(const Worker& worker);
   void Look(Worker& worker, int64_t now_ns);
   void FillSeats(bool are_new);
-  void Relieve(int64_t now_ns);
+  bool Relieve(int64_t now_ns);
   bool IsBlocked(Worker& worker, View& view);
   void ReportCulprits(int64_t now_ns);
   bool Report(Culprit& culprit, int64_t now_ns);
