@@ -448,7 +448,8 @@ void Worker::Sleep(fiber::internal::Backoff& backoff) {
     return;  // who stands has no place among the idle
   }
   idle.Enter(role_);
-  if (core_.HasFibersToFind() || core_.is_stopped()) {
+  // Its own too: of a share of the unstarted ones the first may have found no stack, and gone to wait for one.
+  if (core_.HasFibersToFind() || queue_.has_fibers() || core_.is_stopped()) {
     Wake();
     // Another worker has them, and may have lost its CPU on the way to running them.
     backoff.PauseForAny();

@@ -424,7 +424,7 @@ PLANTED_BUGS = {
         "worker_cases",
         "PushesFromOutside",
         "sched/internal/worker.cc",
-        "  if (core_.HasFibersToFind() || core_.is_stopped()) {",
+        "  if (core_.HasFibersToFind() || queue_.has_fibers() || core_.is_stopped()) {",
         "  if (core_.is_stopped()) {",
     ),
     "next_slot_not_looked_at": (
