@@ -117,7 +117,11 @@ int64_t Monitor::Tick(int64_t now_ns) {
     quiet_since_ns_ = 0;
   }
   const int64_t longer = std::min(2 * interval_ns_, kSlowNs);
-  interval_ns_ = !has_idle && (is_due || core_.EarliestDue() != kNeverNs) ? std::min(longer, kBusyNs) : longer;
+  if (has_idle) {
+    interval_ns_ = is_due ? kFastNs : longer;
+  } else {
+    interval_ns_ = is_due || core_.EarliestDue() != kNeverNs ? std::min(longer, kBusyNs) : longer;
+  }
   return interval_ns_;
 }
 

@@ -18,7 +18,7 @@
 // that only lost its CPU is runnable. Of fibers that block one after the other, each would take two ticks: whoever finds
 // that those called in last have blocked too calls twice as many, on seats that are taken back when the work is done.
 //
-// Ticks: kFastNs while something is suspected, kBusyNs while all are busy and anything is queued or armed, otherwise twice as
+// Ticks: kFastNs while something is suspected, or waits though somebody is idle, kBusyNs while all are busy and anything is queued or armed, otherwise twice as
 // long each time up to kSlowNs. When nobody has run a fiber for kRestAfterNs it sleeps, by the idle protocol: it announces
 // that, then looks whether all are idle; who leaves idle for a fiber, then looks for the announcement.
 // order: monitor — seq_cst store-load on asleep_ and Idle's word, or the free seats.
@@ -62,7 +62,7 @@ class Monitor {
 
   static constexpr int64_t kFastNs = 200'000;
   static constexpr int64_t kBusyNs = 2'000'000;
-  static constexpr int64_t kSlowNs = 5'000'000;
+  static constexpr int64_t kSlowNs = 3'000'000;
   static constexpr int64_t kRestAfterNs = 100'000'000;
   // For the stack of one that computes; it takes some 10 us unless it has no CPU.
   static constexpr int64_t kPatienceNs = 5'000'000;

@@ -86,6 +86,7 @@ void Worker::Main() {
   thread_id_.store(gettid(), std::memory_order_relaxed);
   published_state_.store(state_, std::memory_order_release);  // order: publish
   role_ = Idle::Role::kBusy;
+  BeginTurns();
   RunFibers();
   fiber::internal::StopBeingWorker(*state_);
 }
@@ -131,9 +132,16 @@ bool Worker::StopStanding() {
   fiber::internal::GiveStacks(*state_);
   queue_.waiting_since_ns.store(0, std::memory_order_relaxed);
   if (!core_.crew().Rest(*this)) return false;
-  queue_.maintenance_at.store(0, std::memory_order_relaxed);
-  poll_at_ = 0;
+  BeginTurns();
   return true;
+}
+
+// When it is called: first what is due, then what is ready, and then what has not started. Where many block one after the
+// other, those who wait for an event or a timer would otherwise come after all of them.
+void Worker::BeginTurns() {
+  queue_.maintenance_at.store(0, std::memory_order_relaxed);
+  poll_at_ = tick_ + kMaintenanceRounds;
+  is_unstarted_turn_ = true;  // so the next is the other's
 }
 
 // What the child becomes by exec would keep the signals blocked.

@@ -114,6 +114,7 @@ class Worker {
   void Main();
   bool MayTakeFrom(const RunQueue& victim) const;
   bool StopStanding();
+  void BeginTurns();
   void RunFibers();
   Record* FindNext();
   Record* Maintain();
