@@ -104,12 +104,7 @@ int64_t Monitor::Tick(int64_t now_ns) {
     interval_ns_ = Relieve(now_ns) ? kFastNs : kBusyNs;
     return interval_ns_;
   }
-  if (extra_seats_ > 0) {
-    // They have run what they were called for.
-    core_.crew().AddSeats(-extra_seats_);
-    for (; extra_seats_ > 0; --extra_seats_) core_.InterruptSleeper();
-  }
-  burst_ = 1;
+  TakeBackSeats(now_ns);
   if (IsQuiet()) {
     if (quiet_since_ns_ == 0) quiet_since_ns_ = now_ns;
     if (now_ns - quiet_since_ns_ >= kRestAfterNs) return 0;
@@ -123,6 +118,15 @@ int64_t Monitor::Tick(int64_t now_ns) {
     interval_ns_ = is_due || core_.EarliestDue() != kNeverNs ? std::min(longer, kBusyNs) : longer;
   }
   return interval_ns_;
+}
+
+// When nobody has blocked for a while.
+void Monitor::TakeBackSeats(int64_t now_ns) {
+  if (now_ns - blocked_ns_ < kBurstNs) return;
+  burst_ = 1;
+  if (extra_seats_ == 0) return;
+  core_.crew().AddSeats(-extra_seats_);
+  for (; extra_seats_ > 0; --extra_seats_) core_.InterruptSleeper();
 }
 
 Monitor::View& Monitor::ViewOf(const Worker& worker) {
@@ -179,7 +183,7 @@ bool Monitor::Relieve(int64_t now_ns) {
   if (!core_.crew().has_spares()) return false;
   bool is_urgent = core_.crew().free_seats() > 0;
   int32_t stood_up = 0;
-  bool has_new_blocked = false;
+  bool has_blocked = false;
   for (Worker* const worker : same_) {
     View& view = ViewOf(*worker);
     const bool is_blocked = IsBlocked(*worker, view);
@@ -195,8 +199,7 @@ bool Monitor::Relieve(int64_t now_ns) {
     is_urgent = true;
     if (!core_.crew().TryMakeStand(*worker)) continue;
     core_.HandOver(worker->queue());
-    has_new_blocked = has_new_blocked || (is_blocked && view.is_new);
-    view.is_new = false;
+    has_blocked = has_blocked || is_blocked;
     ++stood_up;
     // Its thread had no CPU, as happens on a busy machine: others go on, but that was not the fiber's doing.
     if (!is_blocked && view.cpu_ns - view.first_cpu_ns < stall_after / 4) continue;
@@ -209,24 +212,18 @@ bool Monitor::Relieve(int64_t now_ns) {
     Atomic<uint64_t>& count = is_blocked ? stalls_blocked_ : stalls_spinning_;
     count.store(count.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   }
-  if (stood_up > 0) burst_ = has_new_blocked ? std::min(2 * burst_, kMostAtOnce) : 1;
-  if (stood_up > 0 && burst_ > stood_up) {
-    core_.crew().AddSeats(burst_ - stood_up);
-    extra_seats_ += burst_ - stood_up;
+  if (has_blocked) {
+    burst_ = now_ns - blocked_ns_ < kBurstNs ? std::min(2 * burst_, kMostAtOnce) : 1;
+    blocked_ns_ = now_ns;
+    if (const int32_t more = std::min(burst_ - stood_up, kMostAtOnce - extra_seats_); more > 0) {
+      core_.crew().AddSeats(more);
+      extra_seats_ += more;
+    }
+  } else {
+    TakeBackSeats(now_ns);
   }
-  FillSeats(stood_up > 0);
+  if (core_.crew().free_seats() > 0) core_.crew().FillSeats();
   return is_urgent;
-}
-
-// Whoever is called now is watched for blocking at once.
-void Monitor::FillSeats(bool are_new) {
-  if (core_.crew().free_seats() <= 0) return;
-  core_.crew().FillSeats();
-  if (!are_new) return;
-  core_.crew().ForEach([this](Worker& worker) {
-    View& view = ViewOf(worker);
-    if (worker.mode() == Worker::Mode::kSeated && view.since_ns == 0) view.is_new = true;
-  });
 }
 
 // When others go on, those who held them up are told of: which fiber, and where it is.

@@ -15,8 +15,8 @@
 //                               who is seated moves on, it stands likewise: more threads than CPUs would only share these
 //
 // Blocked means: its CPU clock stood still from one tick to the next, and the kernel says that it does not run; a thread
-// that only lost its CPU is runnable. Of fibers that block one after the other, each would take two ticks: whoever finds
-// that those called in last have blocked too calls twice as many, on seats that are taken back when the work is done.
+// that only lost its CPU is runnable. Of fibers that block one after the other, each would take two ticks: while more are
+// seen to block within kBurstNs, twice as many are called each time, on seats that are taken back when none is any more.
 //
 // Ticks: kFastNs while something is suspected, or waits though somebody is idle, kBusyNs while all are busy and anything is queued or armed, otherwise twice as
 // long each time up to kSlowNs. When nobody has run a fiber for kRestAfterNs it sleeps, by the idle protocol: it announces
@@ -67,7 +67,9 @@ class Monitor {
   // For the stack of one that computes; it takes some 10 us unless it has no CPU.
   static constexpr int64_t kPatienceNs = 5'000'000;
   static constexpr int kMostTries = 20;
-  static constexpr int32_t kMostAtOnce = 64;  // seats that one tick adds
+  // Of those who block within so long each makes it twice as many.
+  static constexpr int64_t kBurstNs = 20'000'000;
+  static constexpr int32_t kMostAtOnce = 64;  // seats beyond the fixed number
   // So long without a poll are events nobody's: then the monitor polls, if it suspects somebody, or makes workers do it.
   static constexpr int64_t kPollNs = 10'000'000;
 
@@ -78,7 +80,6 @@ class Monitor {
     int64_t since_ns = 0;   // of the first look at this run; 0: it was in no fiber
     int64_t cpu_ns = -1;    // its thread's CPU clock when that was last read; -1: not in this run
     int64_t first_cpu_ns = 0;  // and when it was first read
-    bool is_new = false;    // called by the last tick that called anybody
   };
 
   // A worker that was made to stand, as long as it is in the same run and has not been told of: a look at what moves may fail.
@@ -97,9 +98,9 @@ class Monitor {
   void Sleep();
   bool IsAnythingDue(int64_t now_ns) const;
   bool IsQuiet() const;
+  void TakeBackSeats(int64_t now_ns);
   View& ViewOf(const Worker& worker);
   void Look(Worker& worker, int64_t now_ns);
-  void FillSeats(bool are_new);
   bool Relieve(int64_t now_ns);
   bool IsBlocked(Worker& worker, View& view);
   void ReportCulprits(int64_t now_ns);
@@ -125,6 +126,7 @@ class Monitor {
   uint64_t polls_ = 0;
   StallReporter reporter_;
   int32_t burst_ = 1;              // so many are called at once
+  int64_t blocked_ns_ = 0;  // when somebody was last seen to block
   int32_t extra_seats_ = 0;
 };
 
