@@ -30,7 +30,7 @@ using internal::ThreadState;
 using internal::WaitBlock;
 
 constexpr size_t kMostHeld = 32;
-constexpr size_t kMostAcquired = 6;
+constexpr size_t kMostAcquired = 12;
 constexpr size_t kMostLeft = 32;
 
 // A lock that a fiber holds.
