@@ -16,6 +16,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "fiber/internal/atomic.h"
+#include "fiber/internal/blocking_region.h"
 #include "fiber/internal/futex.h"
 #include "fiber/internal/thread_state.h"
 #include "fiber/internal/wait_block.h"
@@ -441,6 +442,9 @@ uint32_t ChooseBelow(uint32_t n) { return model::ChooseBelow(n); }
 
 int64_t MonotonicNs() { return model::clock_ns(); }
 int64_t NowNs() { return model::clock_ns(); }
+
+// No fiber of a case is bound to its thread.
+void ParkBound(Record&) { model::Check(false, "a bound fiber"); }
 
 bool FutexWait(Atomic<uint32_t>& word, uint32_t expected, int64_t deadline_ns) {
   const auto is_changed = [&word, expected] {

@@ -483,13 +483,6 @@ PLANTED_BUGS = {
         "  core_.HandOver(queue_);\n  // Somebody who is awake",
         "  // Somebody who is awake",
     ),
-    "rests_without_another_look": (
-        "worker_cases",
-        "BlockingHandsOverAndComesBack",
-        "sched/internal/crew.cc",
-        "    if (free > 0) {  // since it looked last",
-        "    if (false) {",
-    ),
     "seat_is_kept": (
         "worker_cases",
         "BlockingHandsOverAndComesBack",
