@@ -14,7 +14,6 @@
 #include <cstring>
 #include <new>
 #include <utility>
-#include <vector>
 
 #include "absl/time/time.h"
 #include "fiber/internal/atomic.h"
@@ -249,8 +248,9 @@ std::optional<Stall> ThreadProbe::Describe(Stall::Kind kind, absl::Duration dura
   if (const char state = State(); kind == Stall::Kind::kSpinning && state != 'R' && state != '?') {
     kind = Stall::Kind::kBlocked;
   }
-  const std::optional<Place> place = kind == Stall::Kind::kSpinning ? AskForPlace(*fiber, patience) : ReadPlace(*fiber);
-  if (!place.has_value() || identity.id == 0 || CurrentOf(state_) != fiber ||
+  std::optional<Frames> frames =
+      kind == Stall::Kind::kSpinning ? AskForFrames(*fiber, patience) : ReadFrames(*fiber);
+  if (!frames.has_value() || identity.id == 0 || CurrentOf(state_) != fiber ||
       fiber->id.load(std::memory_order_acquire) != identity.id) {  // order: owner
     return std::nullopt;
   }
@@ -259,17 +259,17 @@ std::optional<Stall> ThreadProbe::Describe(Stall::Kind kind, absl::Duration dura
                .name = std::move(identity.name),
                .site = identity.site,
                .duration = duration,
-               .stack = Unwind(place->stack, place->registers, kMostFrames)};
+               .stack = *std::move(frames)};
 }
 
-std::optional<ThreadProbe::Place> ThreadProbe::AskForPlace(const Record& fiber, absl::Duration patience) const {
+std::optional<ThreadProbe::Frames> ThreadProbe::AskForFrames(const Record& fiber, absl::Duration patience) const {
   const int signal = InstallProbeSignal();
-  if (!IsSignalOurs(signal)) return Place();
+  if (!IsSignalOurs(signal)) return Frames();
   Answer& mine = *answer.load(std::memory_order_acquire);  // order: answer
   uint64_t idle = Answer::kIdle;
   if (!mine.state.compare_exchange_strong(idle, Answer::kAsking, std::memory_order_acquire,  // order: answer
                                           std::memory_order_relaxed)) {
-    return Place();  // another runtime asks a thread of its own
+    return Frames();  // another runtime asks a thread of its own
   }
   mine.thread = &state_;
   const uint64_t question = Answer::Asked(tid_);
@@ -278,30 +278,30 @@ std::optional<ThreadProbe::Place> ThreadProbe::AskForPlace(const Record& fiber, 
   // It ran a few us ago. If it has gone to sleep since, in a call that does not restart, that is interrupted once.
   if (System().tgkill(getpid(), tid_, signal) != 0) {
     mine.state.store(Answer::kIdle, std::memory_order_relaxed);
-    return Place();
+    return Frames();
   }
-  if (!Await(mine, question, until_ns)) return Place();
-  std::optional<Place> place;
+  if (!Await(mine, question, until_ns)) return Frames();
+  std::optional<Frames> frames;
   if (mine.fiber == &fiber) {
-    place.emplace(Place{.stack = {.low = mine.registers.sp, .bytes = std::vector<unsigned char>(mine.size)},
-                        .registers = mine.registers});
-    memcpy(place->stack.bytes.data(), mine.words, mine.size);
+    StackImage stack{.low = mine.registers.sp, .bytes = std::vector<unsigned char>(mine.size)};
+    memcpy(stack.bytes.data(), mine.words, mine.size);
+    frames = Unwind(stack, mine.registers, kMostFrames);
   }
   mine.state.store(Answer::kIdle, std::memory_order_release);  // order: answer
-  return place;
+  return frames;
 }
 
 // While its CPU clock stands still, a thread does not run, and nobody else writes to its frames but who was given their
 // addresses: what is read between two looks at the clock was one state of the stack.
-std::optional<ThreadProbe::Place> ThreadProbe::ReadPlace(const Record& fiber) const {
+std::optional<ThreadProbe::Frames> ThreadProbe::ReadFrames(const Record& fiber) const {
   const int64_t before_ns = CpuNs();
   // "0 0x3 … SP PC", from the number of the system call on; "-1 SP PC" for a page fault; "running".
   const std::string where = ReadProc("syscall");
-  if (where.empty()) return Place();
+  if (where.empty()) return Frames();
   if (where[0] == 'r') return std::nullopt;
   const size_t before_pc = where.rfind(' ');
   const size_t before_sp = before_pc == 0 || before_pc == std::string::npos ? before_pc : where.rfind(' ', before_pc - 1);
-  if (before_sp == std::string::npos) return Place();
+  if (before_sp == std::string::npos) return Frames();
   Registers registers;
   registers.sp = strtoull(where.c_str() + before_sp, nullptr, 16);
   registers.pc = strtoull(where.c_str() + before_pc, nullptr, 16);
@@ -314,7 +314,7 @@ std::optional<ThreadProbe::Place> ThreadProbe::ReadPlace(const Record& fiber) co
                                                  stack.bytes.size());
   stack.bytes.resize(read < 0 ? 0 : static_cast<size_t>(read));  // refused: the innermost frame alone
   if (CpuNs() != before_ns) return std::nullopt;
-  return Place{.stack = std::move(stack), .registers = registers};
+  return Unwind(stack, registers, kMostFrames);
 }
 
 }  // namespace sched::internal

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "fiber/internal/record.h"
@@ -61,15 +62,11 @@ class ThreadProbe {
                                 absl::Duration patience = absl::Milliseconds(10)) const;
 
  private:
-  // Where a thread is, with no pc if that is not to be had.
-  struct Place {
-    StackImage stack;
-    Registers registers;
-  };
+  using Frames = std::vector<void*>;
 
-  // Nothing: the fiber has moved on.
-  std::optional<Place> AskForPlace(const fiber::internal::Record& fiber, absl::Duration patience) const;
-  std::optional<Place> ReadPlace(const fiber::internal::Record& fiber) const;
+  // Nothing: the fiber has moved on. Empty: not to be had.
+  std::optional<Frames> AskForFrames(const fiber::internal::Record& fiber, absl::Duration patience) const;
+  std::optional<Frames> ReadFrames(const fiber::internal::Record& fiber) const;
   std::string ReadProc(const char* file) const;
 
   const pid_t tid_;

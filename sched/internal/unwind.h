@@ -34,10 +34,10 @@ struct Registers {
 };
 
 // The program counters of the frames on a copied stack, innermost first, at most `most`. Takes what memory it is given for
-// the thread's own: whatever it holds, nothing outside of it is read but the program and its libraries, by process_vm_readv();
-// where that is refused, the innermost frame is all there is. Some 10 to 20 us a frame; calls take turns. Blocks the thread.
+// the thread's own: whatever it holds, nothing outside of it is read but the program's code and unwind tables.
+// Never blocks.
 //
-// A blocked thread's frame pointer is not known, and C libraries keep none. Frames are found by the unwind tables, in which
+// A blocked thread's frame pointer is not known, and C libraries keep none. So frames are found by the unwind tables, in which
 // those without a frame pointer count from the stack pointer; where a table wants a frame pointer that nobody has saved on the
 // way, the stack is searched for the innermost frame that can be meant: one that returns to behind a call of the very function,
 // if there is one. Otherwise what is left of a call that has returned may be taken for it, or a frame be left out.

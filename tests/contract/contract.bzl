@@ -20,7 +20,6 @@ CASES_DEPS = [
 VARIANT_DEPS = [
     ":headers",
     "//tools/bzl:boost_context",
-    "//tools/bzl:libunwind",
     "@com_google_absl//absl/base:core_headers",
     "@com_google_absl//absl/debugging:symbolize",
     "@com_google_absl//absl/functional:function_ref",

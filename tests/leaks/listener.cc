@@ -13,7 +13,6 @@
 #include "fiber/internal/thread_pool.h"
 #include "fiber/internal/thread_state.h"
 #include "gtest/gtest.h"
-#include "sched/internal/unwind.h"
 #include "tests/leaks/census.h"
 
 namespace tests {
@@ -33,14 +32,10 @@ void EndPoolThreads() {
 }
 
 class LeakListener : public testing::EmptyTestEventListener {
-  void OnTestProgramStart(const testing::UnitTest&) override {
 #if defined(WEFT_TSAN)
-    // ThreadSanitizer starts a thread of its own beside the first.
-    std::thread([] {}).join();
+  // ThreadSanitizer starts a thread of its own beside the first.
+  void OnTestProgramStart(const testing::UnitTest&) override { std::thread([] {}).join(); }
 #endif
-    // libunwind makes a pipe and two pools for itself, when some stall's stack is the first to be read.
-    sched::internal::Unwind({}, {.pc = reinterpret_cast<uintptr_t>(&AllowAbandonedFibers)}, 1);
-  }
   // From before its fixture is made until after that is destroyed.
   void OnTestStart(const testing::TestInfo&) override {
     abandoned_fibers = 0;

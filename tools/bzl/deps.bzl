@@ -53,22 +53,6 @@ def weft_deps():
         urls = ["https://github.com/boostorg/config/archive/refs/tags/boost-1.90.0.tar.gz"],
     )
 
-    maybe(
-        http_archive,
-        name = "libunwind",
-        build_file = "@weft//tools/bzl:libunwind.BUILD",
-        # What its configure script would do. MODULE.bazel has the same.
-        patch_cmds = [
-            "sed 's/@PKG_MAJOR@/1/;s/@PKG_MINOR@/6/;s/@PKG_EXTRA@/2/' include/libunwind-common.h.in > include/libunwind-common.h",
-            "sed -i '/\"config.h\"/d' src/x86_64/Gglobal.c",
-            "sed -i 's/PACKAGE_[A-Z]*/\"\"/g' src/mi/init.c",
-            "rm include/unwind.h",
-        ],
-        sha256 = "4a6aec666991fb45d0889c44aede8ad6eb108071c3554fcdff671f9c94794976",
-        strip_prefix = "libunwind-1.6.2",
-        urls = ["https://github.com/libunwind/libunwind/releases/download/v1.6.2/libunwind-1.6.2.tar.gz"],
-    )
-
 def weft_test_deps():
     """Repositories for @weft's own tests, and for yours that use @weft//fiber/sim:gtest."""
     maybe(
