@@ -221,7 +221,7 @@ TEST(RateLimiterDeathTest, CountsAndRatesOutOfRangeEndTheProcess) {
 }
 
 TEST(RateLimiterTest, WhoseTokensComeTooLateLetsOthersRun) {
-  sched::Run({.workers = 1}, [] {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
     RateLimiter limiter(1e-3, 1);
     EXPECT_TRUE(limiter.TryAcquire());
     bool has_run = false;

@@ -238,7 +238,7 @@ FIBER_SIM_TEST(SelectTest, WhatMadeAClauseReadyMayDestroyItsObject) {
 }
 
 TEST(SelectTest, WithAnOtherwiseNobodyElseRunsMeanwhile) {
-  sched::Run({.workers = 1}, [] {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
     bool has_run = false;
     auto other = Spawn([&] { has_run = true; });
     Channel<int> channel;

@@ -56,7 +56,7 @@ class CountingSource final : public EventSource {
 };
 
 TEST(CoreTest, AFreshEventSourceIsInterruptedForWhoeverWasMeantByAnInterruptOfTheOldOne) {
-  sched::Run({.workers = 1}, [] {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
     // The only worker runs this very fiber, and nobody else touches the runtime: nobody is woken for another reason.
     CountingSource::InstallHere();
     EXPECT_EQ(CountingSource::interrupts.load(std::memory_order_seq_cst), 1);
@@ -66,7 +66,7 @@ TEST(CoreTest, AFreshEventSourceIsInterruptedForWhoeverWasMeantByAnInterruptOfTh
 TEST(CoreTest, ATimeoutArmedWhileAnOldEntryIsLookedAtIsNotTakenForFiled) {
   std::promise<void> ended;
   std::thread runtime([&] {
-    sched::Run({.workers = 1}, [&] {
+    sched::Run({.workers = 1, .max_threads = 1}, [&] {
       WaitBlock& block = *fiber::internal::ThisThread().current->block.load(std::memory_order_acquire);
       // A scheduler that looks at an old entry has read the wish, "never", and is yet to say so.
       block.timer.filed_ns.store(DeadlineTimer::kBusyNs, std::memory_order_seq_cst);
@@ -89,7 +89,7 @@ TEST(CoreTest, ATimeoutArmedWhileAnOldEntryIsLookedAtIsNotTakenForFiled) {
 }
 
 TEST(CoreTest, AnIdleWorkerSleepsUntilTheDeadlineAndNoLongerThanASixtyFourth) {
-  sched::Run({.workers = 1}, [] {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
     CountingSource::InstallHere();
     for (const absl::Duration asked : {absl::Microseconds(100), absl::Milliseconds(1), absl::Milliseconds(20)}) {
       int64_t deadline_ns;

@@ -381,7 +381,7 @@ TEST(FairnessTest, ThousandsOfYieldersOnOneWorkerGetOnAlike) {
     uint64_t total = 0;  // one worker: one fiber at a time
     int unstarted = fibers;
     uint64_t most_before = 500 * rounds.size();  // rounds until all have started
-    sched::Run({.workers = 1}, [&] {
+    sched::Run({.workers = 1, .max_threads = 1}, [&] {
       fiber::WaitGroup group;
       group.Add(fibers);
       for (uint64_t& mine : rounds) {
@@ -410,7 +410,7 @@ TEST(FairnessTest, ThousandsOfYieldersOnOneWorkerGetOnAlike) {
 
 // Go's TestPingPongHog: a pair that hands over by the next-slot leaves others their share, though they only yield.
 TEST(FairnessTest, AHeavyPairAndALightPairShare) {
-  sched::Run({.workers = 1}, [] {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
     bool is_stopped = false;  // one worker: one fiber at a time
     const auto start_pair = [&is_stopped](uint64_t* exchanges) {
       auto balls = std::make_shared<Balls>();

@@ -250,7 +250,7 @@ TEST(LifecycleDeathTest, AStaticRuntimeThatEndsInAFiberOfItsOwnIsNamed) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_DEATH(
       {
-        static sched::Runtime runtime({.workers = 1});
+        static sched::Runtime runtime({.workers = 1, .max_threads = 1});
         runtime.Spawn([] { exit(0); }).Join();
       },
       "a runtime is shut down by one of its own fibers");

@@ -43,7 +43,7 @@ __attribute__((noinline)) void operator delete(void* memory, size_t) noexcept { 
 namespace {
 
 TEST(NoMemoryTest, AWaitWhoseDeadlineCannotBeKeptFailsAndNothingElseChanges) {
-  sched::Run({.workers = 1}, [] {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
     const absl::Duration kLong = absl::Hours(1);
     fiber::Event event;
     fiber::Semaphore semaphore(0);
@@ -88,7 +88,7 @@ TEST(NoMemoryTest, AWaitWhoseDeadlineCannotBeKeptFailsAndNothingElseChanges) {
 
 // Whoever parks runs its successor's start on its own stack: that must not need the heap.
 TEST(NoMemoryTest, ANamedFiberStartsWhereAnotherParksOrYields) {
-  sched::Run({.workers = 1}, [] {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
     fiber::Event event;
     auto setter = fiber::Spawn({.name = "a name of more than the few bytes that a string holds"}, [&] {
       EXPECT_EQ(fiber::CurrentName().substr(0, 6), "a name");

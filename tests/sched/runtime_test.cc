@@ -388,7 +388,7 @@ TEST_P(RuntimeTest, ShutdownInTheMiddleOfEverythingEndsItAll) {
 INSTANTIATE_TEST_SUITE_P(Workers, RuntimeTest, testing::Values(1, 2, 8));
 
 TEST(RuntimeTest, ASpawnFromAPlainThreadUsesTheOneRuntime) {
-  sched::Runtime runtime({.workers = 1});
+  sched::Runtime runtime({.workers = 1, .max_threads = 1});
   EXPECT_EQ(fiber::Spawn([] { return 3; }).Join(), 3);
 }
 
@@ -423,7 +423,7 @@ TEST(RuntimeDeathTest, ASpawnOnARuntimeThatHasStoppedIsNamed) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_DEATH(
       {
-        sched::Runtime runtime({.workers = 1});
+        sched::Runtime runtime({.workers = 1, .max_threads = 1});
         runtime.Spawn([] {}).Join();
         (void)runtime.Shutdown(absl::Seconds(10));
         runtime.Go([] {});
@@ -450,7 +450,7 @@ TEST(RuntimeDeathTest, AFiberCannotShutItsOwnRuntimeDown) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_DEATH(
       {
-        sched::Runtime runtime({.workers = 1});
+        sched::Runtime runtime({.workers = 1, .max_threads = 1});
         runtime.Spawn([&] { (void)runtime.Shutdown(absl::Seconds(1)); }).Join();
       },
       "a runtime is shut down by one of its own fibers");
@@ -459,7 +459,7 @@ TEST(RuntimeDeathTest, AFiberCannotShutItsOwnRuntimeDown) {
 #if !defined(WEFT_ASAN) && !defined(WEFT_TSAN)  // they need all the address space
 // Leaves room for so many more thread stacks of 64 MiB.
 void LeaveRoomForThreads(size_t count) {
-  sched::Run({.workers = 1}, [] { fiber::Spawn([] {}).Join(); });  // stacks of fibers are there
+  sched::Run({.workers = 1, .max_threads = 1}, [] { fiber::Spawn([] {}).Join(); });  // stacks of fibers are there
   constexpr size_t kStack = size_t{64} << 20;
   pthread_attr_t attributes;
   ASSERT_EQ(pthread_attr_init(&attributes), 0);
@@ -523,7 +523,7 @@ TEST(RuntimeDeathTest, AStackOverflowNamesTheFiber) {
       return depth < 0 ? 0 : Dig(depth + 1) + frame[0];
     }
   };
-  EXPECT_DEATH(sched::Run({.workers = 1},
+  EXPECT_DEATH(sched::Run({.workers = 1, .max_threads = 1},
                           [] {
                             fiber::Spawn({.name = "digger", .stack_bytes = 64 << 10}, [] {
                               return Deep::Dig(1);
