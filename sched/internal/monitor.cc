@@ -105,7 +105,7 @@ int64_t Monitor::Tick(int64_t now_ns) {
     return interval_ns_;
   }
   TakeBackSeats(now_ns);
-  if (IsQuiet()) {
+  if (IsQuiet() && culprits_.empty()) {
     if (quiet_since_ns_ == 0) quiet_since_ns_ = now_ns;
     if (now_ns - quiet_since_ns_ >= kRestAfterNs) return 0;
   } else {
@@ -201,12 +201,11 @@ bool Monitor::Relieve(int64_t now_ns) {
     core_.HandOver(worker->queue());
     has_blocked = has_blocked || is_blocked;
     ++stood_up;
-    // Its thread had no CPU, as happens on a busy machine: others go on, but that was not the fiber's doing.
-    if (!is_blocked && view.cpu_ns - view.first_cpu_ns < stall_after / 4) continue;
     culprits_.push_back({.worker = worker,
                          .kind = is_blocked ? Stall::Kind::kBlocked : Stall::Kind::kSpinning,
                          .runs = view.runs,
                          .since_ns = view.since_ns,
+                         .first_cpu_ns = view.first_cpu_ns,
                          .tries = 0,
                          .is_wanted = false});
     Atomic<uint64_t>& count = is_blocked ? stalls_blocked_ : stalls_spinning_;
@@ -233,7 +232,7 @@ void Monitor::ReportCulprits(int64_t now_ns) {
     if (culprit.worker->queue().runs.load(std::memory_order_relaxed) != culprit.runs) return true;
     // Who blocks is replaced at once, but a short call is not worth a word.
     if (now_ns - culprit.since_ns < stall_after) return false;
-    return Report(culprit, now_ns) || ++culprit.tries >= kMostTries;
+    return now_ns - culprit.since_ns > kForgottenNs || Report(culprit, now_ns);
   });
 }
 
@@ -250,10 +249,15 @@ bool Monitor::Report(Culprit& culprit, int64_t now_ns) {
   }
   if (!is_told) {
     const ThreadProbe probe(worker.thread(), worker.thread_id(), *state);
-    std::optional<Stall> stall =
-        probe.Describe(culprit.kind, absl::Nanoseconds(now_ns - culprit.since_ns), absl::Nanoseconds(kPatienceNs));
-    is_told = stall.has_value();
-    if (is_told) reporter_.Tell(*std::move(stall));
+    // As long as its thread has had no CPU, as on a busy machine, it is not the fiber's doing.
+    const bool is_doing = culprit.kind == Stall::Kind::kBlocked ||
+                          probe.CpuNs() - culprit.first_cpu_ns >= absl::ToInt64Nanoseconds(core_.options().stall_after) / 4;
+    std::optional<Stall> stall;
+    if (is_doing) {
+      stall = probe.Describe(culprit.kind, absl::Nanoseconds(now_ns - culprit.since_ns), absl::Nanoseconds(kPatienceNs));
+      is_told = stall.has_value() || ++culprit.tries >= kMostTries;
+    }
+    if (stall.has_value()) reporter_.Tell(*std::move(stall));
   }
   core_.crew().Unpin(worker);
   return is_told;

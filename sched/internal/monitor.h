@@ -67,6 +67,7 @@ class Monitor {
   // For the stack of one that computes; it takes some 10 us unless it has no CPU.
   static constexpr int64_t kPatienceNs = 5'000'000;
   static constexpr int kMostTries = 20;
+  static constexpr int64_t kForgottenNs = 10'000'000'000;
   // Of those who block within so long each makes it twice as many.
   static constexpr int64_t kBurstNs = 20'000'000;
   static constexpr int32_t kMostAtOnce = 64;  // seats beyond the fixed number
@@ -88,6 +89,7 @@ class Monitor {
     Stall::Kind kind;
     uint64_t runs;
     int64_t since_ns;
+    int64_t first_cpu_ns;
     int tries;
     bool is_wanted;
   };
