@@ -22,7 +22,7 @@ namespace fiber {
 // fiber::Go and Spawn start fibers of the same runtime, CurrentId() is zero. The fiber stays on its thread, so errno and
 // thread_local variables keep their values.
 //
-// Costs some microseconds where a thread has to be waked. Threads beyond RuntimeOptions::max_threads cannot be had: then the
+// Costs waking a thread where no other worker is idle. Threads beyond RuntimeOptions::max_threads cannot be had: then the
 // other fibers wait for one of these calls to end, which is said in the log.
 //
 // On a plain thread, and in a simulation, it is just the call. Blocks the thread.

@@ -26,7 +26,7 @@ absl::Status Sleep(Deadline deadline);
 void Yield();
 
 // For long computations: as Yield(), if this fiber has had its worker to itself for some milliseconds and others wait for
-// it; else next to nothing (2 ns), so it may stand in an inner loop. Does not look whether the fiber is cancelled: see
+// it; else next to nothing: two loads behind a virtual call. Does not look whether the fiber is cancelled: see
 // CheckCancelled(). In a simulation every call yields. Nothing on a plain thread. Never blocks.
 //
 //   for (const Row& row : rows) {

@@ -39,7 +39,7 @@ struct RuntimeOptions {
   size_t max_stack_memory = 0;
   // Wake an idle worker at once for every fiber that becomes runnable. Otherwise those that its own worker makes runnable
   // may wait some 20 us for it to come by, so that workers are not woken for what is gone before they come; and if it
-  // computes meanwhile, 0.3 to 6 ms.
+  // computes meanwhile, some milliseconds.
   bool eager_wake = false;
   // A fiber that has a worker to itself for so long, while others wait, is reported (sched/stall.h). One that computes gets a
   // spare thread beside it then, if it holds up everybody; one that blocks in the kernel as soon as that is seen.

@@ -77,8 +77,6 @@ bool Crew::StandUp(Worker& worker) {
   return true;
 }
 
-bool Crew::TryMakeStand(Worker& worker) { return StandUp(worker); }
-
 bool Crew::TryTakeSeat(Worker& worker) {
   std::lock_guard hold(mutex_);
   const int32_t free = free_seats_.load(std::memory_order_relaxed);

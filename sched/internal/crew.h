@@ -71,7 +71,8 @@ class Crew {
     return {queues_.get(), made_count_.load(std::memory_order_acquire)};  // order: publish
   }
 
-  // By the worker itself, in a fiber that is about to hold it up. False: it stands already.
+  // By the worker itself, in a fiber that is about to hold it up, or by the monitor, when it has seen that. False: it is not
+  // seated.
   bool StandUp(Worker& worker);
   // By the worker itself at a scheduling point, standing. False: no seat is free.
   [[nodiscard]] bool TryTakeSeat(Worker& worker);
@@ -81,8 +82,6 @@ class Crew {
   // Blocks the thread.
   [[nodiscard]] bool Rest(Worker& worker);
 
-  // By the monitor. False: it is not seated any more.
-  [[nodiscard]] bool TryMakeStand(Worker& worker);
   // Seats beyond the fixed number, until they are taken back: for many fibers that block one after the other.
   void AddSeats(int32_t count);
   // Visits every worker that has a thread, which stays meanwhile.

@@ -197,7 +197,7 @@ bool Monitor::Relieve(int64_t now_ns) {
       continue;
     }
     is_urgent = true;
-    if (!core_.crew().TryMakeStand(*worker)) continue;
+    if (!core_.crew().StandUp(*worker)) continue;
     core_.HandOver(worker->queue());
     has_blocked = has_blocked || is_blocked;
     ++stood_up;

@@ -466,8 +466,8 @@ PLANTED_BUGS = {
         "worker_cases",
         "MonitorReplacesAWorkerThatBlocks",
         "sched/internal/monitor.cc",
-        "    if (!core_.crew().TryMakeStand(*worker)) continue;\n    core_.HandOver(worker->queue());\n",
-        "    if (!core_.crew().TryMakeStand(*worker)) continue;\n",
+        "    if (!core_.crew().StandUp(*worker)) continue;\n    core_.HandOver(worker->queue());\n",
+        "    if (!core_.crew().StandUp(*worker)) continue;\n",
     ),
     "push_overlooks_that_it_stands": (
         "worker_cases",

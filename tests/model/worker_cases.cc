@@ -444,7 +444,7 @@ Case PushesWhileMadeToStand() {
                       world->Work(1),
                       [world] {
                         Worker& worker = *world->core().crew_.workers_[0];
-                        Check(world->core().crew().TryMakeStand(worker), "it is seated");
+                        Check(world->core().crew().StandUp(worker), "it is seated");
                         world->core().HandOver(worker.queue());
                       }},
           .finish = [world] { world->CheckAllRan(); }};
