@@ -14,7 +14,7 @@ namespace {
 template <class T>
 struct Few {
   static constexpr int kMost = 16;
-  T all[kMost];
+  T all[kMost] = {};
   int count = 0;
   void Add(T one) {
     if (count == kMost) Fatal("more than %d things to do at a fork", kMost);
@@ -22,10 +22,11 @@ struct Few {
   }
 };
 
-SpinLock few_lock;
-Few<SpinLock*> locks ABSL_GUARDED_BY(few_lock);
-Few<void (*)()> functions ABSL_GUARDED_BY(few_lock);
-Atomic<uint64_t> generation{0};
+// Used before main(), by initialisers of other files.
+constinit SpinLock few_lock;
+constinit Few<SpinLock*> locks ABSL_GUARDED_BY(few_lock);
+constinit Few<void (*)()> functions ABSL_GUARDED_BY(few_lock);
+constinit Atomic<uint64_t> generation{0};
 
 void Prepare() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   few_lock.Lock();
@@ -61,6 +62,15 @@ void CallInForkedChildren(void (*function)()) {
   Watch();
   SpinLockHolder hold(few_lock);
   functions.Add(function);
+}
+
+void OnceInAProcess(Atomic<bool>& is_done, absl::FunctionRef<void()> function) {
+  if (is_done.load(std::memory_order_acquire)) return;  // order: publish
+  Watch();
+  SpinLockHolder hold(few_lock);
+  if (is_done.load(std::memory_order_relaxed)) return;
+  function();
+  is_done.store(true, std::memory_order_release);  // order: publish
 }
 
 uint64_t ForkGeneration() {

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <string_view>
 
+#include "fiber/internal/fork.h"
 #include "fiber/internal/record.h"
 #include "fiber/internal/stack_arena.h"
 #include "fiber/internal/thread_state.h"
@@ -112,7 +113,8 @@ AlternateStack::~AlternateStack() {
 }
 
 void InstallOverflowHandler() {
-  [[maybe_unused]] static const bool is_installed = [] {
+  static constinit Atomic<bool> is_installed{false};
+  OnceInAProcess(is_installed, [] {
     for (int i = 0; i < 2; ++i) {
       struct sigaction action {};
       action.sa_sigaction = OnFault;
@@ -122,8 +124,7 @@ void InstallOverflowHandler() {
         LogLine("stack overflows will not be named: sigaction: %s", strerror(errno));
       }
     }
-    return true;
-  }();
+  });
 }
 
 }  // namespace fiber::internal

@@ -17,7 +17,7 @@ namespace fiber::internal {
 namespace {
 
 // Against those who read the names of fibers that run.
-SpinLock names_lock;
+constinit SpinLock names_lock;
 
 // The registry of all fibers: chunks of records that are never given back, so whoever holds a stale pointer to a
 // record finds a record.
@@ -107,6 +107,8 @@ class RecordSlab {
   std::vector<Record*> chunks_ ABSL_GUARDED_BY(lock_);
   size_t carved_ ABSL_GUARDED_BY(lock_) = 0;
 };
+
+[[maybe_unused]] const RecordSlab& records_made_before_main = RecordSlab::Get();
 
 // Ids are handed to threads in blocks: unique, only roughly in the order of spawning.
 constexpr uint64_t kIdBlock = 1024;

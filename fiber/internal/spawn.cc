@@ -33,6 +33,8 @@ Schedulers& AllSchedulers() {
   return *schedulers;
 }
 
+[[maybe_unused]] const Schedulers& schedulers_made_before_main = AllSchedulers();
+
 // Their workers stayed in the parent.
 void ForgetSchedulers() {
   Schedulers& schedulers = AllSchedulers();

@@ -49,6 +49,8 @@ void RegisterWithLeakSanitizer([[maybe_unused]] const StackArena& arena) {
 #endif
 }
 
+[[maybe_unused]] const StackDepot& depot_made_before_main = StackDepot::Get();
+
 }  // namespace
 
 StackDepot& StackDepot::Make() {

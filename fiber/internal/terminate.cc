@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <exception>
 
+#include "fiber/internal/fork.h"
 #include "fiber/internal/record.h"
 #include "fiber/internal/thread_state.h"
 
@@ -23,11 +24,11 @@ void OnTerminate() {
 }  // namespace
 
 void InstallTerminateHandler() {
-  [[maybe_unused]] static const bool is_installed = [] {
+  static constinit Atomic<bool> is_installed{false};
+  OnceInAProcess(is_installed, [] {
     previous_handler = std::get_terminate();
     std::set_terminate(OnTerminate);
-    return true;
-  }();
+  });
 }
 
 }  // namespace fiber::internal

@@ -25,8 +25,7 @@ constexpr char kThreadLimits[] =
     "space (ulimit -v), locked memory after mlockall (ulimit -l) or mappings (vm.max_map_count); raise it or have fewer "
     "threads";
 
-// For children of fork(): the lock around the making of a static may have stayed with another thread. Const once made.
-constinit ThreadPool* the_pool = nullptr;
+[[maybe_unused]] const ThreadPool& pool_made_before_main = ThreadPool::Get();
 
 // The mask to give back to a child of fork() that has this thread, whatever it then executes. Null: not one of the pool's.
 constinit thread_local const sigset_t* pool_threads_signals = nullptr;
@@ -40,14 +39,13 @@ ThreadPool& ThreadPool::Get() {
 }
 
 ThreadPool::ThreadPool() {
-  the_pool = this;
   HoldAcrossForks(lock_);
   CallInForkedChildren(&RestartInFork);
 }
 
 // Threads and those who waited stayed in the parent; but for the one that called fork(), which may be in a call.
 void ThreadPool::RestartInFork() {
-  ThreadPool& pool = *the_pool;
+  ThreadPool& pool = Get();
   {
     SpinLockHolder hold(pool.lock_);
     pool.first_ = nullptr;

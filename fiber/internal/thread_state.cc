@@ -55,6 +55,8 @@ class PlainBlocks {
   WaitBlock* free_ ABSL_GUARDED_BY(lock_) = nullptr;
 };
 
+[[maybe_unused]] const PlainBlocks& blocks_made_before_main = PlainBlocks::Get();
+
 // Gives back at thread exit what a thread has kept. A thread that uses us after that, in a later thread_local
 // destructor, gets a new state, which is then leaked.
 struct Reaper {

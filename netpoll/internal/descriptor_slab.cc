@@ -59,6 +59,8 @@ struct Slab {
   }
 };
 
+[[maybe_unused]] const Slab& descriptors_made_before_main = Slab::Get();
+
 }  // namespace
 
 Descriptor* DescriptorSlab::Take() {

@@ -59,7 +59,7 @@ constinit std::atomic<int> bell{-1};      // order: signal-bell
 constinit std::atomic<int> handlers{0};   // that are running; order: signal-bell
 static_assert(std::atomic<uint64_t>::is_always_lock_free && std::atomic<int>::is_always_lock_free);
 
-SpinLock lock;
+constinit SpinLock lock;
 int subscriptions ABSL_GUARDED_BY(lock) = 0;
 int subscribers[kMost + 1] ABSL_GUARDED_BY(lock) = {};  // of each signal
 struct sigaction before[kMost + 1] ABSL_GUARDED_BY(lock);  // where it has subscribers
@@ -80,14 +80,11 @@ void LeaveBellInFork() {
   if (const int fd = bell.exchange(-1, std::memory_order_seq_cst); fd >= 0) Close(fd);  // order: signal-bell
 }
 
-void WatchForks() {
-  static const bool is_watching = [] {
-    fiber::internal::HoldAcrossForks(lock);
-    fiber::internal::CallInForkedChildren(&LeaveBellInFork);
-    return true;
-  }();
-  (void)is_watching;
-}
+[[maybe_unused]] const bool bells_watch_forks = [] {
+  fiber::internal::HoldAcrossForks(lock);
+  fiber::internal::CallInForkedChildren(&LeaveBellInFork);
+  return true;
+}();
 
 void Check(int signal) {
   if (signal < 1 || signal > kMost) Fatal("netpoll::Signals: there is no signal %d", signal);
@@ -145,7 +142,6 @@ void DropLocked(const std::vector<int>& signals, size_t count) ABSL_EXCLUSIVE_LO
 
 absl::StatusOr<SignalNews> SubscribeSignals(const std::vector<int>& signals) {
   for (int signal : signals) Check(signal);
-  WatchForks();
   SignalNews news;
   news.seen.reserve(signals.size());
   SpinLockHolder hold(lock);

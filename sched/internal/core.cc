@@ -83,6 +83,11 @@ void LeaveInFork() {
   static_cast<Worker*>(worker)->LeaveInFork();
 }
 
+[[maybe_unused]] const bool workers_watch_forks = [] {
+  fiber::internal::CallInForkedChildren(&LeaveInFork);
+  return true;
+}();
+
 uint32_t MaxThreads(int asked) {
   if (asked < 1 || asked > kMostThreads) {
     Fatal("RuntimeOptions::max_threads = %d: it must be between 1 and %d", asked, kMostThreads);
@@ -100,10 +105,6 @@ Core::Core(const RuntimeOptions& options)
   RaiseDescriptorLimit();
   StackDepot::Get().SetMaxMemory(StackMemory(options.max_stack_memory));
   fiber::internal::InstallOverflowHandler();
-  [[maybe_unused]] static const bool is_watching = [] {
-    fiber::internal::CallInForkedChildren(&LeaveInFork);
-    return true;
-  }();
   fiber::internal::InstallTerminateHandler();
 }
 

@@ -62,11 +62,10 @@ struct Answer {
   const Record* fiber = nullptr;  // null: the thread was not on the stack of one
   Registers registers;
   size_t size = 0;
-  uintptr_t words[kCopyBytes / sizeof(uintptr_t)];
+  uintptr_t words[kCopyBytes / sizeof(uintptr_t)] = {};
 };
 
-// Null until the signal is installed; then never destroyed. order: answer
-fiber::internal::Atomic<Answer*> answer{nullptr};
+constinit Answer answer;
 
 // Another's frames, in which sanitizers see redzones, and accesses that race.
 #if defined(WEFT_ASAN)
@@ -103,28 +102,26 @@ size_t BytesToCopy(const WaitBlock& block, uintptr_t sp) {
 }
 
 // In the middle of whatever the thread does, on its alternate stack: nothing here may wait, allocate or fault.
-void Give(Answer& mine, const Registers& registers) {
-  mine.fiber = nullptr;
-  mine.size = 0;
-  mine.registers = registers;
-  const Record* const fiber = CurrentOf(*mine.thread);
+void Give(const Registers& registers) {
+  answer.fiber = nullptr;
+  answer.size = 0;
+  answer.registers = registers;
+  const Record* const fiber = CurrentOf(*answer.thread);
   if (fiber == nullptr) return;
   const WaitBlock* const block = fiber->block.load(std::memory_order_relaxed);
   if (block == nullptr) return;
   // Between two fibers the stack is not yet, or no more, that of the current one.
-  const size_t size = BytesToCopy(*block, mine.registers.sp) / sizeof(uintptr_t) * sizeof(uintptr_t);
-  if (size == 0 || mine.registers.sp % sizeof(uintptr_t) != 0) return;
-  CopyWords(mine.words, mine.registers.sp, size / sizeof(uintptr_t));
-  mine.size = size;
-  mine.fiber = fiber;
+  const size_t size = BytesToCopy(*block, answer.registers.sp) / sizeof(uintptr_t) * sizeof(uintptr_t);
+  if (size == 0 || answer.registers.sp % sizeof(uintptr_t) != 0) return;
+  CopyWords(answer.words, answer.registers.sp, size / sizeof(uintptr_t));
+  answer.size = size;
+  answer.fiber = fiber;
 }
 
 void OnProbe(int, siginfo_t*, void* context) {
-  Answer* const mine = answer.load(std::memory_order_acquire);  // order: answer
-  if (mine == nullptr) return;
   uint64_t asked = Answer::Asked(gettid());
-  if (!mine->state.compare_exchange_strong(asked, Answer::kGiven, std::memory_order_acquire,  // order: answer
-                                           std::memory_order_relaxed)) {
+  if (!answer.state.compare_exchange_strong(asked, Answer::kGiven, std::memory_order_acquire,  // order: answer
+                                            std::memory_order_relaxed)) {
     return;
   }
 #ifdef WEFT_TSAN
@@ -132,17 +129,22 @@ void OnProbe(int, siginfo_t*, void* context) {
   // since the registers were those of the context.
   const auto* const frame = static_cast<const uintptr_t*>(__builtin_frame_address(0));
   (void)context;
-  Give(*mine, {.pc = frame[1], .sp = reinterpret_cast<uintptr_t>(frame + 2), .fp = frame[0], .has_fp = true});
+  Give({.pc = frame[1], .sp = reinterpret_cast<uintptr_t>(frame + 2), .fp = frame[0], .has_fp = true});
 #else
-  Give(*mine, RegistersOf(*static_cast<const ucontext_t*>(context)));
+  Give(RegistersOf(*static_cast<const ucontext_t*>(context)));
 #endif
-  mine->state.store(Answer::kDone, std::memory_order_release);  // order: answer
+  answer.state.store(Answer::kDone, std::memory_order_release);  // order: answer
 }
 
 // Who was asking is not there.
 void ForgetQuestion() {
-  answer.load(std::memory_order_relaxed)->state.store(Answer::kIdle, std::memory_order_relaxed);
+  answer.state.store(Answer::kIdle, std::memory_order_relaxed);
 }
+
+[[maybe_unused]] const bool probes_watch_forks = [] {
+  fiber::internal::CallInForkedChildren(&ForgetQuestion);
+  return true;
+}();
 
 bool IsHandler(const struct sigaction& action) {
   return (action.sa_flags & SA_SIGINFO) != 0 && action.sa_sigaction == &OnProbe;
@@ -165,14 +167,6 @@ int ChooseSignal() {
   return 0;
 }
 
-int Install() {
-  auto* const made = new (std::nothrow) Answer;
-  if (made == nullptr) return 0;
-  answer.store(made, std::memory_order_release);  // order: answer
-  fiber::internal::CallInForkedChildren(&ForgetQuestion);
-  return ChooseSignal();
-}
-
 // Our handler may have been replaced since: then the default would end the process.
 bool IsSignalOurs(int signal) {
   struct sigaction now {};
@@ -180,12 +174,12 @@ bool IsSignalOurs(int signal) {
 }
 
 // True when the answer is there. Until then, a few turns of nothing: it takes some 10 us, unless the thread has no CPU.
-bool Await(Answer& asked, uint64_t question, int64_t until_ns) {
+bool Await(uint64_t question, int64_t until_ns) {
   const timespec turn{.tv_sec = 0, .tv_nsec = 50'000};
-  while (asked.state.load(std::memory_order_acquire) != Answer::kDone) {  // order: answer
+  while (answer.state.load(std::memory_order_acquire) != Answer::kDone) {  // order: answer
     if (fiber::internal::MonotonicNs() >= until_ns) {
       uint64_t expected = question;
-      if (asked.state.compare_exchange_strong(expected, Answer::kIdle, std::memory_order_relaxed,
+      if (answer.state.compare_exchange_strong(expected, Answer::kIdle, std::memory_order_relaxed,
                                               std::memory_order_relaxed)) {
         return false;
       }
@@ -205,7 +199,9 @@ std::optional<Stall::Kind> KindBetween(const ThreadActivity& before, const Threa
 }
 
 int InstallProbeSignal() {
-  static const int signal = Install();
+  static constinit Atomic<bool> is_chosen{false};
+  static constinit int signal = 0;  // const once chosen
+  fiber::internal::OnceInAProcess(is_chosen, [] { signal = ChooseSignal(); });
   return signal;
 }
 
@@ -265,29 +261,28 @@ std::optional<Stall> ThreadProbe::Describe(Stall::Kind kind, absl::Duration dura
 std::optional<ThreadProbe::Frames> ThreadProbe::AskForFrames(const Record& fiber, absl::Duration patience) const {
   const int signal = InstallProbeSignal();
   if (!IsSignalOurs(signal)) return Frames();
-  Answer& mine = *answer.load(std::memory_order_acquire);  // order: answer
   uint64_t idle = Answer::kIdle;
-  if (!mine.state.compare_exchange_strong(idle, Answer::kAsking, std::memory_order_acquire,  // order: answer
+  if (!answer.state.compare_exchange_strong(idle, Answer::kAsking, std::memory_order_acquire,  // order: answer
                                           std::memory_order_relaxed)) {
     return Frames();  // another runtime asks a thread of its own
   }
-  mine.thread = &state_;
+  answer.thread = &state_;
   const uint64_t question = Answer::Asked(tid_);
-  mine.state.store(question, std::memory_order_release);  // order: answer
+  answer.state.store(question, std::memory_order_release);  // order: answer
   const int64_t until_ns = fiber::internal::MonotonicNs() + absl::ToInt64Nanoseconds(patience);
   // It ran a few us ago. If it has gone to sleep since, in a call that does not restart, that is interrupted once.
   if (System().tgkill(getpid(), tid_, signal) != 0) {
-    mine.state.store(Answer::kIdle, std::memory_order_relaxed);
+    answer.state.store(Answer::kIdle, std::memory_order_relaxed);
     return Frames();
   }
-  if (!Await(mine, question, until_ns)) return Frames();
+  if (!Await(question, until_ns)) return Frames();
   std::optional<Frames> frames;
-  if (mine.fiber == &fiber) {
-    StackImage stack{.low = mine.registers.sp, .bytes = std::vector<unsigned char>(mine.size)};
-    memcpy(stack.bytes.data(), mine.words, mine.size);
-    frames = Unwind(stack, mine.registers, kMostFrames);
+  if (answer.fiber == &fiber) {
+    StackImage stack{.low = answer.registers.sp, .bytes = std::vector<unsigned char>(answer.size)};
+    memcpy(stack.bytes.data(), answer.words, answer.size);
+    frames = Unwind(stack, answer.registers, kMostFrames);
   }
-  mine.state.store(Answer::kIdle, std::memory_order_release);  // order: answer
+  answer.state.store(Answer::kIdle, std::memory_order_release);  // order: answer
   return frames;
 }
 
