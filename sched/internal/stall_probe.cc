@@ -199,7 +199,7 @@ std::optional<Stall::Kind> KindBetween(const ThreadActivity& before, const Threa
 }
 
 int InstallProbeSignal() {
-  static constinit Atomic<bool> is_chosen{false};
+  static constinit fiber::internal::Atomic<bool> is_chosen{false};
   static constinit int signal = 0;  // const once chosen
   fiber::internal::OnceInAProcess(is_chosen, [] { signal = ChooseSignal(); });
   return signal;
