@@ -115,10 +115,12 @@ absl::StatusOr<std::string> ReadFileHere(const std::string& path, size_t max) {
   struct statx stat {};
   int64_t n = internal::StatFile(fd, &stat);
   const size_t said = n < 0 ? 0 : std::min<uint64_t>(stat.stx_size, max);
+  // Of /proc/sys there is only what the first read asks for.
+  const size_t first = said == 0 ? kReadAtOnce : said + 1;
   std::string data;
   size_t filled = 0;
   do {
-    if (filled == data.size()) data.resize(filled == 0 ? said + 1 : std::max(2 * filled, kReadAtOnce));
+    if (filled == data.size()) data.resize(filled == 0 ? first : std::max(2 * filled, kReadAtOnce));
     n = internal::ReadAt(fd, data.data() + filled, std::min(data.size() - filled, kPart), filled);
     if (n > 0) filled += static_cast<size_t>(n);
   } while (n > 0 && filled <= max);
@@ -168,7 +170,7 @@ absl::StatusOr<File> File::OpenHere(const std::string& path, int flags, mode_t p
   struct statx stat {};
   const bool is_known = internal::StatFile(fd, &stat) == 0;
   const bool has_places = is_known && (S_ISREG(stat.stx_mode) || S_ISBLK(stat.stx_mode));
-  return File(fd, has_places, path);
+  return File(fd, has_places, (flags & O_APPEND) != 0, path);
 }
 
 absl::StatusOr<File> File::Open(std::string_view path, const FileOptions& options, Deadline deadline) {
@@ -187,6 +189,7 @@ File& File::operator=(File&& other) noexcept {
     Close().IgnoreError();
     fd_ = std::exchange(other.fd_, -1);
     may_use_ring_ = other.may_use_ring_;
+    appends_ = other.appends_;
     path_ = std::move(other.path_);
   }
   return *this;
@@ -235,6 +238,12 @@ IoResult File::WriteParts(std::string_view data, uint64_t offset, bool is_at_end
   IoResult result;
   if (fd_ < 0) {
     result.status = ClosedFileStatus();
+    return result;
+  }
+  if (is_at_end != appends_) {  // O_APPEND ignores offsets; without it there is none that means the end
+    result.status = absl::InvalidArgumentError(
+        absl::StrCat("write ", path_, is_at_end ? ": Append(), but it was not opened with FileOptions::append"
+                                                : ": Pwrite(), but it was opened with FileOptions::append, for Append() only"));
     return result;
   }
   result.status = CheckRange(offset, data.size(), "write", path_);

@@ -113,6 +113,7 @@ class [[nodiscard]] File {
   File(File&& other) noexcept
       : fd_(std::exchange(other.fd_, -1)),
         may_use_ring_(other.may_use_ring_),
+        appends_(other.appends_),
         path_(std::move(other.path_)) {}
   // Closes what it has, as the destructor.
   File& operator=(File&& other) noexcept;
@@ -155,8 +156,8 @@ class [[nodiscard]] File {
   int fd() const { return fd_; }
 
  private:
-  File(int fd, bool may_use_ring, std::string path)
-      : fd_(fd), may_use_ring_(may_use_ring), path_(std::move(path)) {}
+  File(int fd, bool may_use_ring, bool appends, std::string path)
+      : fd_(fd), may_use_ring_(may_use_ring), appends_(appends), path_(std::move(path)) {}
 
   static absl::StatusOr<File> OpenHere(const std::string& path, int flags, mode_t permissions);
   IoResult WriteParts(std::string_view data, uint64_t offset, bool is_at_end,
@@ -165,6 +166,7 @@ class [[nodiscard]] File {
 
   int fd_ = -1;
   bool may_use_ring_ = false;  // pread(2) and io_uring mean the same: not for what has no places, as a pipe
+  bool appends_ = false;       // opened with FileOptions::append
   std::string path_;           // for messages
 };
 

@@ -89,8 +89,10 @@ bool TransferByRing(FileRing& ring, const Transfer& transfer, Deadline deadline,
     ring.Cancel(operation);
     EventWait::ForIt(operation.done, reason, &ring);
   }
+  // -EFAULT is what the kernel makes of one that it would go on with in the thread that began it, which has ended: workers
+  // come and go. A bad address is one to a system call, too.
   const bool was_done = operation.result != -ECANCELED && operation.result != -EINTR &&
-                        operation.result != -EAGAIN;
+                        operation.result != -EAGAIN && operation.result != -EFAULT;
   if (!was_done) return is_late;
   *status = absl::OkStatus();
   *result = operation.result;

@@ -24,7 +24,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "fiber/blocking.h"
 #include "fiber/cancel.h"
+#include "fiber/deadline.h"
 #include "fiber/go.h"
 #include "fiber/internal/thread_pool.h"
 #include "fiber/sim/gtest.h"
@@ -156,6 +158,10 @@ TEST_P(FileTest, AppendGoesToTheEndWhoeverElseWrites) {
       EXPECT_EQ(one.Append("one ").bytes, 4u);
       EXPECT_EQ(two.Append("two ").bytes, 4u);
     }
+    // It would write over what is there, or elsewhere.
+    const File places = File::Open(Path("a"), {.write = true}).value();
+    EXPECT_TRUE(absl::IsInvalidArgument(places.Append("lost").status));
+    EXPECT_TRUE(absl::IsInvalidArgument(two.Pwrite("lost", 0).status));
     EXPECT_EQ(netpoll::ReadFile(Path("a"), 100).value(), "one two one two one two ");
   });
 }
@@ -354,6 +360,9 @@ TEST_P(FileTest, WholeFilesAreReadUpToABound) {
     EXPECT_EQ(netpoll::ReadFile(Path("a"), 0).value(), "");
     // The kernel makes it up as it is read: its size is 0.
     EXPECT_THAT(netpoll::ReadFile("/proc/self/status", 1 << 20).value(), HasSubstr("Threads:"));
+    const std::string settings = netpoll::ReadFile("/proc/sys/net/ipv4/ip_local_port_range", 1 << 20).value();
+    EXPECT_EQ(std::count(settings.begin(), settings.end(), '\n'), 1) << settings;
+    EXPECT_TRUE(absl::IsResourceExhausted(netpoll::ReadFile("/proc/sys/net/ipv4/ip_local_port_range", 3).status()));
     EXPECT_TRUE(absl::IsInvalidArgument(netpoll::ReadFile(directory_, 10).status()));
   });
 }
@@ -574,6 +583,27 @@ TEST_F(FileRingTest, WhatHasBegunIsTakenBackByADeadlineAndTheBufferIsTheCallers)
     Feed("text");
     EXPECT_EQ(buffer[0], '\0');
     EXPECT_EQ(Read(buffer).value(), 4);  // nobody else has taken it
+  });
+}
+
+// The kernel goes on with a transfer in the thread that began it, and has no use for one whose thread has ended.
+TEST_F(FileRingTest, WhatAThreadHasBegunThatHasEndedSinceIsDoneByOthers) {
+  sched::Run({.workers = 1}, [this] {
+    char buffer[8];
+    std::string thread;
+    auto reader = fiber::Spawn([&] {
+      thread = absl::StrCat("/proc/self/task/", gettid());
+      return Read(buffer);
+    });
+    tests::WaitUntilParked(reader);
+    fiber::Blocking([] { absl::SleepFor(absl::Milliseconds(300)); });  // another one has its seat by then
+    const fiber::Deadline enough = absl::Seconds(20);
+    while (std::filesystem::exists(thread) && !enough.is_past()) fiber::Sleep(absl::Milliseconds(20)).IgnoreError();
+    EXPECT_FALSE(std::filesystem::exists(thread)) << "its thread does not end";
+    Feed("text");
+    const absl::StatusOr<int64_t> n = reader.Join();
+    ASSERT_TRUE(n.ok()) << n.status();
+    EXPECT_TRUE(*n == 4 || *n == -ESPIPE) << *n << ": -ESPIPE is a thread's pread";
   });
 }
 
