@@ -9,6 +9,7 @@
 #include "fiber/cancel.h"
 #include "fiber/event.h"
 #include "fiber/go.h"
+#include "fiber/internal/fork.h"
 #include "fiber/internal/thread_state.h"
 #include "fiber/wait_reason.h"
 #include "netpoll/internal/descriptor.h"
@@ -49,6 +50,7 @@ struct Signals::Delivery {
     }
   }
 
+  const uint64_t fork_generation = fiber::internal::ForkGeneration();
   const std::vector<int> signals;
   std::vector<uint64_t> seen;  // the fiber's
   fiber::Channel<int> received;
@@ -59,6 +61,12 @@ struct Signals::Delivery {
 };
 
 void Signals::Ender::operator()(Delivery* delivery) const {
+  if (delivery->fork_generation != fiber::internal::ForkGeneration()) {
+    // A child of fork() has a copy, but not its fiber, nor those that receive from its channel: that is left as it is.
+    if (delivery->bell != nullptr) delivery->bell->Drop();
+    if (delivery->is_subscribed) internal::UnsubscribeSignals(delivery->signals);
+    return;
+  }
   if (delivery->bell != nullptr) delivery->bell->Close();  // the fiber is told so, and ends
   if (delivery->has_fiber) {
     fiber::CancelShield shield;

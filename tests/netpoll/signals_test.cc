@@ -304,5 +304,20 @@ TEST_P(SignalsTest, AForkedChildHearsItsOwnSignals) {
   });
 }
 
+// It would wait for the parent's fiber.
+TEST_P(SignalsTest, AForkedChildMayDestroyItsCopy) {
+  sched::Runtime runtime({.workers = GetParam()});
+  auto signals = runtime.Spawn([] { return std::make_unique<Signals>(Signals({SIGUSR1})); }).Join();
+  auto receiver = runtime.Spawn([&] { return signals->received().Receive().status(); });
+  WaitUntilParked(receiver);
+  tests::InChild([&] {
+    signals.reset();
+    return IsDefault(SIGUSR1) ? tests::kFine : 1;
+  });
+  EXPECT_FALSE(IsDefault(SIGUSR1));
+  signals.reset();
+  EXPECT_TRUE(absl::IsOutOfRange(receiver.Join()));
+}
+
 }  // namespace
 }  // namespace netpoll_test
