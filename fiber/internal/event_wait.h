@@ -2,6 +2,8 @@
 #ifndef WEFT_FIBER_INTERNAL_EVENT_WAIT_H_
 #define WEFT_FIBER_INTERNAL_EVENT_WAIT_H_
 
+#include <new>
+
 #include "absl/status/status.h"
 #include "fiber/deadline.h"
 #include "fiber/event.h"
@@ -12,10 +14,15 @@ namespace fiber::internal {
 
 // Waits for an event that stands for something else, which messages and dumps are to name.
 struct EventWait {
-  // As Event::Wait(). Parks the fiber; blocks the thread when called from a plain one.
+  // As Event::Wait(), but nothing escapes: who waits has left to somebody else what must not be gone while that uses it. Without
+  // memory to say why it ended, kResourceExhausted. REQUIRES: CallersBlock() was called. Parks the fiber; blocks the thread when called from a plain one.
   static absl::Status For(Event& event, WaitReason reason, const void* object, Deadline deadline) {
-    Wait wait(reason, object);
-    return event.WaitAs(wait, deadline);
+    try {
+      Wait wait(reason, object);
+      return event.WaitAs(wait, deadline);
+    } catch (const std::bad_alloc&) {
+      return absl::Status(absl::StatusCode::kResourceExhausted, "");
+    }
   }
   // Until it is set, whoever is cancelled. Parks the fiber; blocks the thread when called from a plain one.
   static void ForIt(Event& event, WaitReason reason, const void* object) {

@@ -5,6 +5,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "fiber/internal/atomic.h"
+#include "fiber/internal/block_signals.h"
 #include "fiber/internal/thread_state.h"
 
 namespace fiber::internal {
@@ -41,6 +42,7 @@ void InParent() ABSL_NO_THREAD_SAFETY_ANALYSIS {
 void InChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   generation.fetch_add(1, std::memory_order_relaxed);
   InParent();
+  UnblockSignalsInFork();
   for (int i = 0; i < functions.count; ++i) functions.all[i]();
 }
 

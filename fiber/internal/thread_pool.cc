@@ -5,8 +5,10 @@
 #include <signal.h>
 
 #include <cstring>
+#include <new>
 
 #include "absl/strings/str_cat.h"
+#include "fiber/internal/ambient.h"
 #include "fiber/internal/block_signals.h"
 #include "fiber/internal/event_wait.h"
 #include "fiber/internal/fork.h"
@@ -27,8 +29,19 @@ constexpr char kThreadLimits[] =
 
 [[maybe_unused]] const ThreadPool& pool_made_before_main = ThreadPool::Get();
 
-// The mask to give back to a child of fork() that has this thread, whatever it then executes. Null: not one of the pool's.
-constinit thread_local const sigset_t* pool_threads_signals = nullptr;
+// What a call has left in this thread, the next is not to find.
+void ForgetValues() {
+  if (WaitBlock* const block = ThisThread().plain_block; block != nullptr) DropValues(*block);
+}
+
+absl::Status NoThread(int error) {
+  try {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("not one thread for a blocking call can be had: ", strerror(error), ": ", kThreadLimits));
+  } catch (const std::bad_alloc&) {  // which may be what keeps the thread from being made
+    return absl::Status(absl::StatusCode::kResourceExhausted, "");
+  }
+}
 
 }  // namespace
 
@@ -46,16 +59,11 @@ ThreadPool::ThreadPool() {
 // Threads and those who waited stayed in the parent; but for the one that called fork(), which may be in a call.
 void ThreadPool::RestartInFork() {
   ThreadPool& pool = Get();
-  {
-    SpinLockHolder hold(pool.lock_);
-    pool.first_ = nullptr;
-    pool.last_ = nullptr;
-    pool.idle_ = nullptr;
-    pool.threads_ = 0;
-  }
-  if (pool_threads_signals != nullptr) {
-    pthread_sigmask(SIG_SETMASK, pool_threads_signals, nullptr);  // cannot fail with these arguments
-  }
+  SpinLockHolder hold(pool.lock_);
+  pool.first_ = nullptr;
+  pool.last_ = nullptr;
+  pool.idle_ = nullptr;
+  pool.threads_ = 0;
 }
 
 // Who wants calls made. ----------------------------------------------------------------------------------------------
@@ -77,12 +85,14 @@ absl::Status ThreadPool::RunToEnd(PooledCall& call, Deadline deadline) {
 }
 
 absl::Status ThreadPool::RunRegardless(PooledCall& call) {
+  (void)CallersBlock();
   Submit(call);
   return AwaitDone(call);
 }
 
 absl::Status ThreadPool::Await(PooledCall& call, Deadline deadline, bool may_abandon,
                                bool* is_abandoned) {
+  (void)CallersBlock();  // from Submit() on nothing may throw
   Submit(call);
   absl::Status status = EventWait::For(call.done_, WaitReason::kBlockingCall, this, deadline);
   if (status.ok()) return call.refusal_;
@@ -175,6 +185,11 @@ int ThreadPool::threads() {
 // Where none can be had, others make what is queued; if there are none and none is being started, nobody ever would.
 void ThreadPool::Start() {
   pthread_t thread;
+  {
+    const sigset_t signals = ProgramSignals();
+    SpinLockHolder hold(lock_);
+    programs_signals_ = signals;
+  }
   const int error = System().pthread_create(&thread, nullptr, &Entry, this);
   if (error == 0) return;
   PooledCall* refused = nullptr;
@@ -188,23 +203,26 @@ void ThreadPool::Start() {
       call->state_ = PooledCall::State::kDone;
     }
   }
+  const absl::Status refusal = NoThread(error);
   while (refused != nullptr) {
     PooledCall& call = *refused;
     refused = call.next_;
-    call.refusal_ = absl::ResourceExhaustedError(absl::StrCat(
-        "not one thread for a blocking call can be had: ", strerror(error), ": ", kThreadLimits));
+    call.refusal_ = refusal;
     call.done_.Set();
   }
 }
 
 void* ThreadPool::Entry(void* pool) {
   Thread self;
-  BlockSignals(&self.inherited_signals);
+  {
+    SpinLockHolder hold(static_cast<ThreadPool*>(pool)->lock_);
+    self.programs_signals = static_cast<ThreadPool*>(pool)->programs_signals_;
+  }
+  BlockSignals(self.programs_signals);
   self.id = pthread_self();
   pthread_setname_np(self.id, "weft-blocking");  // only a name: may fail
-  pool_threads_signals = &self.inherited_signals;
   static_cast<ThreadPool*>(pool)->ServeAs(self);
-  pool_threads_signals = nullptr;
+  LeaveSignalsBlocked();
   if (!self.is_joined) pthread_detach(self.id);  // cannot fail: nobody else joins it
   return nullptr;
 }
@@ -218,8 +236,7 @@ void ThreadPool::ServeAs(Thread& self) {
     if (call == nullptr) return;
     call->Make();
     if (ForkGeneration() != generation) return;  // a child's, where nobody waits for the call
-    // What the call has left in this thread, the next is not to find.
-    if (WaitBlock* const block = ThisThread().plain_block; block != nullptr) DropValues(*block);
+    ForgetValues();
     made = call;
   }
 }
@@ -232,6 +249,7 @@ PooledCall* ThreadPool::TakeNext(Thread& self, PooledCall* made) {
     made->OnUnwanted();
     delete made;  // which may take long, so it is done before this thread can be given another
     made = nullptr;
+    ForgetValues();
     lock_.Lock();
   }
   if (made != nullptr) made->state_ = PooledCall::State::kDone;

@@ -75,7 +75,7 @@ class ThreadPool {
     Thread* next_idle = nullptr;  // guarded by lock_
     pthread_t id{};
     bool is_joined = false;      // by who has it end; written before the signal
-    sigset_t inherited_signals{};
+    sigset_t programs_signals{};
   };
 
   ThreadPool();
@@ -109,6 +109,7 @@ class ThreadPool {
   Thread* idle_ ABSL_GUARDED_BY(lock_) = nullptr;  // the last that became so
   int threads_ ABSL_GUARDED_BY(lock_) = 0;         // those being started too
   int most_ ABSL_GUARDED_BY(lock_) = kDefaultMaxThreads;
+  sigset_t programs_signals_ ABSL_GUARDED_BY(lock_){};  // of who last wanted a thread started
   std::atomic<int64_t> idle_ns_{kDefaultIdleNs};
 };
 

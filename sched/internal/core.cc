@@ -203,6 +203,8 @@ void Core::QueueReady(Record& fiber) {
     AfterPush(*worker);
     return;
   }
+  // It runs in the parent only; and whoever had the lock of the queue when this process was forked has it for ever.
+  if (is_copy()) [[unlikely]] return;
   ForeignEntry entry(*this);
   inject_.Push(fiber);
   WakeIfIdle();
@@ -268,6 +270,8 @@ void Core::EndBlocking(ThreadState& thread) { static_cast<Worker*>(thread.worker
 bool Core::IsSliceOver(ThreadState& thread) {
   const Worker* worker = static_cast<Worker*>(thread.worker);
   if (worker == nullptr) return false;  // bound: it keeps nobody waiting
+  // Back from Blocking(), and another has the seat: the monitor looks at those only that have one.
+  if (worker->is_standing() && worker->is_maintenance_due()) return true;
   return worker->queue().slice_over.load(std::memory_order_relaxed) ==
          worker->queue().runs.load(std::memory_order_relaxed);
 }
@@ -446,7 +450,8 @@ EventSource* Core::InstallEventSource(absl::FunctionRef<std::unique_ptr<EventSou
   owned_source_ = make();
   if (owned_source_ == nullptr) return nullptr;
   installed_source_.store(owned_source_.get(), std::memory_order_seq_cst);  // order: source
-  for (uint32_t i = 0; i < worker_count(); ++i) futex_source_.Interrupt();
+  // More may sleep there than there are seats for (Crew::AddSeats). Permits that nobody uses up do no harm.
+  for (uint32_t i = 0; i < crew_.max_threads(); ++i) futex_source_.Interrupt();
   // A waker that loaded the old source before the store may interrupt it when its sleeper is on the new one already: this
   // is for that sleeper. Its grant came before the store, so whoever this wakes takes it.
   owned_source_->Interrupt();

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "absl/functional/function_ref.h"
+#include "fiber/internal/block_signals.h"
 #include "fiber/internal/fork.h"
 #include "fiber/internal/spin_lock.h"
 #include "fiber/scheduler.h"
@@ -88,6 +89,8 @@ class Core final : public fiber::Scheduler {
   // Its workers are in the process that this one was forked from.
   bool is_copy() const { return fork_generation_ != fiber::internal::ForkGeneration(); }
   const RuntimeOptions& options() const { return options_; }
+  // The mask of the thread that made the runtime, for children of its fibers.
+  const sigset_t& programs_signals() const { return programs_signals_; }
   void CancelAll();
   // True when every fiber has ended; false at the deadline. Blocks the thread.
   bool WaitUntilDrained(int64_t deadline_ns);
@@ -157,6 +160,7 @@ class Core final : public fiber::Scheduler {
   void EndEventSource();
 
   const uint64_t fork_generation_ = fiber::internal::ForkGeneration();
+  const sigset_t programs_signals_ = fiber::internal::ProgramSignals();
   const RuntimeOptions options_;
   const fiber::internal::StackClass stack_class_;
   Crew crew_;
@@ -171,7 +175,7 @@ class Core final : public fiber::Scheduler {
   fiber::internal::BlockingMutex install_mutex_;
   std::unique_ptr<EventSource> owned_source_;  // guarded by install_mutex_
   // order: source — release by the installer; seq_cst against sleepers: the installer stores, then interrupts the old
-  // source once for each worker; a sleeper that loads the old one later than that finds a permit there.
+  // source once for each thread that there can be; a sleeper that loads the old one later than that finds a permit there.
   Atomic<EventSource*> installed_source_{nullptr};
 
   Atomic<bool> is_stopped_{false};    // order: stop — release by Stop, acquire by workers

@@ -163,7 +163,7 @@ Worker* Crew::TakeForSeat() {
     return worker;
   }
   const auto gone = std::find_if(workers_.begin(), workers_.end(), [](const auto& worker) {
-    return worker->mode() == Worker::Mode::kGone;
+    return worker->mode() == Worker::Mode::kGone && worker->IsThreadGone();
   });
   Worker* worker = gone != workers_.end() ? gone->get() : nullptr;
   if (MonotonicNs() < retry_ns_.load(std::memory_order_relaxed)) return nullptr;

@@ -60,6 +60,7 @@ class Crew {
   void Stop();
 
   uint32_t seats() const { return seats_; }
+  uint32_t max_threads() const { return max_threads_; }
   // Whether anybody can ever take the place of one that stands.
   bool has_spares() const { return max_threads_ > seats_; }
   // Those that anybody may have to look into. order: idle-wake — a queue is counted before its owner's first push.

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "absl/time/time.h"
+#include "fiber/internal/block_signals.h"
 #include "fiber/internal/futex.h"
 #include "fiber/internal/system_calls.h"
 #include "fiber/internal/thread_state.h"
@@ -24,7 +25,10 @@ using fiber::internal::System;
 Monitor::Monitor(Core& core) : core_(core), reporter_(core.options().on_stall) {}
 
 bool Monitor::Start() {
-  views_.reserve(core_.worker_count());
+  // So that it needs no memory later.
+  views_.reserve(core_.crew().max_threads());
+  same_.reserve(core_.crew().max_threads());
+  culprits_.reserve(core_.crew().max_threads());
   // It takes its signal mask from its creator: none may land here.
   sigset_t all, before;
   sigfillset(&all);
@@ -46,9 +50,12 @@ void Monitor::Stop() {
 }
 
 void* Monitor::Entry(void* monitor) {
-  pthread_setname_np(pthread_self(), "weft-monitor");  // only a name: may fail
-  System().prctl(PR_SET_TIMERSLACK, 10'000UL);         // refused: as late as the kernel likes
-  static_cast<Monitor*>(monitor)->Main();
+  auto& self = *static_cast<Monitor*>(monitor);
+  fiber::internal::BlockSignals(self.core_.programs_signals());  // faults reach those whom it starts
+  pthread_setname_np(pthread_self(), "weft-monitor");            // only a name: may fail
+  System().prctl(PR_SET_TIMERSLACK, 10'000UL);                   // refused: as late as the kernel likes
+  self.Main();
+  fiber::internal::LeaveSignalsBlocked();
   return nullptr;
 }
 
@@ -82,10 +89,11 @@ void Monitor::Sleep() {
   interval_ns_ = kFastNs;
 }
 
-// Everybody who has a seat is idle.
+// Everybody who has a seat is idle, and somebody has one: else nobody is there to be woken, nor to wake the monitor.
 bool Monitor::IsQuiet() const {
-  const int64_t seated = int64_t{core_.worker_count()} - core_.crew().free_seats();
-  return core_.idle().idle() >= seated;
+  const int64_t seated = int64_t{core_.worker_count()} + extra_seats_ - core_.crew().free_seats();
+  const int64_t idle = core_.idle().idle();
+  return idle > 0 && idle >= seated;
 }
 
 bool Monitor::IsAnythingDue(int64_t now_ns) const { return core_.HasFibers() || core_.EarliestDue() <= now_ns; }
@@ -101,6 +109,7 @@ int64_t Monitor::Tick(int64_t now_ns) {
   if (!has_idle) PollForOthers(now_ns);
   const bool is_due = IsAnythingDue(now_ns);
   if (is_due && (!same_.empty() || (core_.crew().may_fill(now_ns) && !has_idle))) {
+    quiet_since_ns_ = 0;
     interval_ns_ = Relieve(now_ns) ? kFastNs : kBusyNs;
     return interval_ns_;
   }
@@ -205,6 +214,7 @@ bool Monitor::Relieve(int64_t now_ns) {
                          .kind = is_blocked ? Stall::Kind::kBlocked : Stall::Kind::kSpinning,
                          .runs = view.runs,
                          .since_ns = view.since_ns,
+                         .stood_ns = now_ns,
                          .first_cpu_ns = view.first_cpu_ns,
                          .tries = 0,
                          .is_wanted = false});
@@ -232,7 +242,8 @@ void Monitor::ReportCulprits(int64_t now_ns) {
     if (culprit.worker->queue().runs.load(std::memory_order_relaxed) != culprit.runs) return true;
     // Who blocks is replaced at once, but a short call is not worth a word.
     if (now_ns - culprit.since_ns < stall_after) return false;
-    return now_ns - culprit.since_ns > kForgottenNs || Report(culprit, now_ns);
+    const int64_t wanted_ns = std::max(culprit.stood_ns, culprit.since_ns + stall_after);
+    return now_ns - wanted_ns > kForgottenNs || Report(culprit, now_ns);
   });
 }
 
@@ -243,21 +254,25 @@ bool Monitor::Report(Culprit& culprit, int64_t now_ns) {
   if (state == nullptr) return true;
   fiber::internal::Record* const fiber = state->current;
   bool is_told = fiber == nullptr;
-  if (!is_told && !culprit.is_wanted) {
-    culprit.is_wanted = reporter_.Wants(fiber::internal::IdentifyUnheld(*fiber).site, now_ns);
-    is_told = !culprit.is_wanted;
-  }
-  if (!is_told) {
-    const ThreadProbe probe(worker.thread(), worker.thread_id(), *state);
-    // As long as its thread has had no CPU, as on a busy machine, it is not the fiber's doing.
-    const bool is_doing = culprit.kind == Stall::Kind::kBlocked ||
-                          probe.CpuNs() - culprit.first_cpu_ns >= absl::ToInt64Nanoseconds(core_.options().stall_after) / 4;
-    std::optional<Stall> stall;
-    if (is_doing) {
-      stall = probe.Describe(culprit.kind, absl::Nanoseconds(now_ns - culprit.since_ns), absl::Nanoseconds(kPatienceNs));
-      is_told = stall.has_value() || ++culprit.tries >= kMostTries;
+  try {
+    if (!is_told && !culprit.is_wanted) {
+      culprit.is_wanted = reporter_.Wants(fiber::internal::IdentifyUnheld(*fiber).site, now_ns);
+      is_told = !culprit.is_wanted;
     }
-    if (stall.has_value()) reporter_.Tell(*std::move(stall));
+    if (!is_told) {
+      const ThreadProbe probe(worker.thread(), worker.thread_id(), *state);
+      // As long as its thread has had no CPU, as on a busy machine, it is not the fiber's doing.
+      const bool is_doing = culprit.kind == Stall::Kind::kBlocked ||
+                            probe.CpuNs() - culprit.first_cpu_ns >= absl::ToInt64Nanoseconds(core_.options().stall_after) / 4;
+      std::optional<Stall> stall;
+      if (is_doing) {
+        stall = probe.Describe(culprit.kind, absl::Nanoseconds(now_ns - culprit.since_ns), absl::Nanoseconds(kPatienceNs));
+        is_told = stall.has_value() || ++culprit.tries >= kMostTries;
+      }
+      if (stall.has_value()) reporter_.Tell(*std::move(stall));
+    }
+  } catch (const std::bad_alloc&) {
+    is_told = true;  // there is no memory for a report
   }
   core_.crew().Unpin(worker);
   return is_told;

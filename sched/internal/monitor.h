@@ -89,6 +89,7 @@ class Monitor {
     Stall::Kind kind;
     uint64_t runs;
     int64_t since_ns;
+    int64_t stood_ns;
     int64_t first_cpu_ns;
     int tries;
     bool is_wanted;

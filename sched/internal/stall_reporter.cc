@@ -2,6 +2,7 @@
 #include "sched/internal/stall_reporter.h"
 
 #include <cstdlib>
+#include <new>
 #include <string_view>
 
 #include "fiber/internal/system_calls.h"
@@ -19,7 +20,10 @@ bool IsLogging() {
 
 StallReporter::StallReporter(Hook hook) : hook_(std::move(hook)), is_logging_(IsLogging()) {}
 
-StallReporter::~StallReporter() { Join(); }
+StallReporter::~StallReporter() {
+  Join();
+  Speak();  // what there was no thread for
+}
 
 void StallReporter::Tell(Stall stall) {
   {
@@ -31,7 +35,10 @@ void StallReporter::Tell(Stall stall) {
   }
   Join();  // the last one, which has nothing more to say
   has_thread_ = fiber::internal::System().pthread_create(&thread_, nullptr, &Entry, this) == 0;
-  if (!has_thread_) Speak();
+  if (has_thread_) return;
+  // It may wait for a fiber that only the monitor can free: it is told later.
+  std::lock_guard hold(mutex_);
+  is_speaking_ = false;
 }
 
 void StallReporter::Join() {
@@ -61,7 +68,11 @@ void StallReporter::Speak() {
     if (hook_ != nullptr) {
       hook_(stall);
     } else {
-      WriteStall(stall);
+      try {
+        WriteStall(stall);
+      } catch (const std::bad_alloc&) {
+        // There is no memory for its text.
+      }
     }
   }
 }

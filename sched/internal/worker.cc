@@ -29,8 +29,12 @@ using fiber::internal::WaitBlock;
 Worker::Worker(Core& core, RunQueue& queue, uint32_t index)
     : core_(core), queue_(queue), index_(index), random_((index + 1) * 0x9E3779B97F4A7C15u) {}
 
+bool Worker::IsThreadGone() {
+  if (has_thread_ && pthread_tryjoin_np(thread_, nullptr) == 0) has_thread_ = false;
+  return !has_thread_;
+}
+
 bool Worker::Start() {
-  if (has_thread_) Join();  // the last one, which has said that it leaves
   has_thread_ = System().pthread_create(&thread_, nullptr, &Entry, this) == 0;
   return has_thread_;
 }
@@ -75,7 +79,7 @@ void UnblockProbeSignal() {
 }  // namespace
 
 void Worker::Main() {
-  fiber::internal::BlockSignals(&inherited_signals_);
+  fiber::internal::BlockSignals(core_.programs_signals());
   UnblockProbeSignal();
   fiber::internal::AlternateStack alternate_stack;
   pthread_setname_np(pthread_self(), "weft-worker");  // only a name: may fail
@@ -89,6 +93,7 @@ void Worker::Main() {
   BeginTurns();
   RunFibers();
   fiber::internal::StopBeingWorker(*state_);
+  fiber::internal::LeaveSignalsBlocked();
 }
 
 // Until the runtime is stopped, or nobody needs this thread.
@@ -103,7 +108,7 @@ void Worker::RunFibers() {
 // What the fiber's thread would have run goes to others, first the fibers that are queued here, then the seat.
 void Worker::BeginBlocking() {
   PayKeeper();
-  if (core_.crew().has_spares() && !core_.crew().StandUp(*this)) return;
+  if (core_.crew().has_spares()) (void)core_.crew().StandUp(*this);  // the monitor may have, and been too early for what it took since
   core_.HandOver(queue_);
   // Somebody who is awake next looks for fibers, events and timers anyway; the monitor calls for another if that is not enough.
   if (is_standing() && core_.idle().idle() == 0) core_.crew().FillSeats();
@@ -144,11 +149,7 @@ void Worker::BeginTurns() {
   is_unstarted_turn_ = true;  // so the next is the other's
 }
 
-// What the child becomes by exec would keep the signals blocked.
-void Worker::LeaveInFork() {
-  pthread_sigmask(SIG_SETMASK, &inherited_signals_, nullptr);  // cannot fail with these arguments
-  fiber::internal::LeaveInFork(*state_);
-}
+void Worker::LeaveInFork() { fiber::internal::LeaveInFork(*state_); }
 
 // xorshift64* (Marsaglia; Vigna): for the order of victims only.
 uint64_t Worker::Random() {
@@ -283,6 +284,8 @@ Record* Worker::Found(Record* fiber) {
   } else if (core_.idle().idle() > 0 && queue_.has_fibers()) {
     core_.WakeIfIdle();
   }
+  // The monitor may have made it stand since it looked last: then nobody looks for what it has taken along.
+  if (is_standing()) [[unlikely]] core_.HandOver(queue_);
   return fiber;
 }
 
@@ -351,7 +354,7 @@ size_t Worker::ShareOf(const SharedQueue& queue) const {
 // Fibers that their own worker takes in a moment are better left to it: under the deferred rule it says when they have
 // waited, and the monitor takes them from one that stays in a fiber.
 bool Worker::MayTakeFrom(const RunQueue& victim) const {
-  if (!core_.is_deferring() || victim.has_many() || fiber::internal::kIsModel) return true;
+  if (!core_.is_deferring() || victim.has_many()) return true;
   const int64_t since = victim.waiting_since_ns.load(std::memory_order_relaxed);
   return since != 0 && fiber::internal::MonotonicNs() - since >= kDeferredWakeNs;
 }

@@ -33,8 +33,11 @@ class Worker {
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
 
-  // For Crew, under its lock. Start: false: no thread could be had.
+  // For Crew, under its lock. Start: false: no thread could be had. REQUIRES: IsThreadGone()
   [[nodiscard]] bool Start();
+  // Whether its last thread, which has said that it leaves, has ended. Until then it destroys what programs keep in
+  // thread_local variables, which may take long, or wait for a fiber: nobody waits for that under a lock.
+  [[nodiscard]] bool IsThreadGone();
   bool has_thread() const { return has_thread_; }
   void Join();
   void Sit() { mode_.store(Mode::kSeated, std::memory_order_seq_cst); }      // order: stand
@@ -143,7 +146,6 @@ class Worker {
   Atomic<Mode> mode_{Mode::kGone};
   Atomic<uint32_t> calls_{0};  // futex. order: call — release by who calls, acquire by the worker
   Atomic<const fiber::internal::ThreadState*> published_state_{nullptr};
-  sigset_t inherited_signals_{};  // blocked by whoever made the thread
   Idle::Role role_ = Idle::Role::kBusy;
   uint64_t tick_ = 0;
   uint64_t poll_at_ = 0;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // BlockingDetached() in processes that fork, or end.
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -63,6 +64,24 @@ TEST(BlockingDetachedForkTest, AChildThatACallMakesEndsWhenItReturnsFromIt) {
                      }).value();
   EXPECT_TRUE(WIFEXITED(status)) << status;
   EXPECT_EQ(WEXITSTATUS(status), 0);
+}
+
+// Whose mask the thread has that made the pool's.
+TEST(BlockingDetachedForkTest, SignalsReachAChildThatACallOfAFiberMakes) {
+  while (ThreadPool::Get().threads() > 0) ThreadPool::Get().EndIdle();
+  const int status = sched::Run({.workers = 1}, [] {
+    return BlockingDetached([] {
+             const pid_t child = fork();
+             if (child == 0) {
+               kill(getpid(), SIGTERM);
+               _exit(0);
+             }
+             int end = -1;
+             EXPECT_EQ(waitpid(child, &end, 0), child);
+             return end;
+           }).value();
+  });
+  EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM) << status;
 }
 
 TEST(BlockingDetachedForkTest, ExitDoesNotWaitForCallsUnderWay) {

@@ -344,6 +344,26 @@ FIBER_TEST(BlockingDetachedTest, WhatACallLeavesInFiberLocalsIsGoneWithIt) {
   EXPECT_EQ(BlockingDetached([] { return ++*local; }).value(), 1);
 }
 
+// Destroyed on the thread, since nobody waits for it any more.
+FIBER_TEST(BlockingDetachedTest, NorIsWhatTheEndOfAnUnwantedResultLeavesThere) {
+  const PoolOf pool(1);
+  WarmUp();
+  static FiberLocal<int> local;
+  struct Result {
+    ~Result() { ++*local; }
+  };
+  Event released;
+  EXPECT_TRUE(absl::IsDeadlineExceeded(BlockingDetached(
+                                           [&released] {
+                                             released.Wait().IgnoreError();
+                                             return std::make_unique<Result>();
+                                           },
+                                           absl::Milliseconds(1))
+                                           .status()));
+  released.Set();
+  EXPECT_EQ(BlockingDetached([] { return *local; }).value(), 0);
+}
+
 TEST(BlockingDetachedTest, TenThousandCallsOfManyFibers) {
   constexpr int kFibers = tests::kHasFewFibers ? 50 : 200;
   constexpr int kCalls = tests::Scaled(10'000) / kFibers;

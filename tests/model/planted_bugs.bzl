@@ -452,7 +452,7 @@ PLANTED_BUGS = {
         "worker_cases",
         "SourceIsInstalled",
         "sched/internal/core.cc",
-        "  for (uint32_t i = 0; i < worker_count(); ++i) futex_source_.Interrupt();\n",
+        "  for (uint32_t i = 0; i < crew_.max_threads(); ++i) futex_source_.Interrupt();\n",
         "",
     ),
     "monitor_moves_nothing": (
@@ -475,6 +475,13 @@ PLANTED_BUGS = {
         "sched/internal/core.cc",
         "  if (worker.is_standing()) [[unlikely]] {",
         "  if (false) {",
+    ),
+    "takes_along_what_nobody_looks_for": (
+        "worker_cases",
+        "MadeToStandBetweenFibers",
+        "sched/internal/worker.cc",
+        "  if (is_standing()) [[unlikely]] core_.HandOver(queue_);\n",
+        "",
     ),
     "blocks_with_its_fibers": (
         "worker_cases",

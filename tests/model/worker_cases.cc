@@ -450,6 +450,30 @@ Case PushesWhileMadeToStand() {
           .finish = [world] { world->CheckAllRan(); }};
 }
 
+// A worker is made to stand by a monitor that has seen it stay, when it has come back meanwhile and takes fibers, one and then a
+// share of two: the first of these, if it finds itself standing, waits for the other, which somebody else has to run.
+Case MadeToStandBetweenFibers() {
+  auto world = MakeWorld(1, 3, Wakes::kDeferred, 2);
+  world->Then(0, Ends);
+  world->Then(1, [world](ThreadState& thread) {
+    if (!static_cast<Worker*>(thread.worker)->is_standing()) return;
+    Await(world->fiber(2), [world] { return world->has_ended(2); });
+  });
+  world->Then(2, Ends);
+  for (int i = 0; i < 3; ++i) world->core().inject().Push(world->record(i));
+  return {.threads = {world->Work(0), world->Spare(1),
+                      [world] {
+                        Worker& worker = *world->core().crew_.workers_[0];
+                        if (!world->core().crew().StandUp(worker)) return;
+                        world->core().HandOver(worker.queue());
+                        world->core().crew().FillSeats();
+                      }},
+          .finish = [world] {
+            world->CheckAllRan();
+            world->CheckSeats();
+          }};
+}
+
 // A fiber blocks until another has run, which was behind it on the only worker. The two threads then have one seat, which the
 // first wants back while the other rests, or the other way round.
 Case BlockingHandsOverAndComesBack() {
@@ -535,6 +559,7 @@ std::span<const NamedCase> Cases() {
       {"MonitorWakesForAWorkerThatStays", MonitorWakesForAWorkerThatStays, 2},
       {"MonitorReplacesAWorkerThatBlocks", MonitorReplacesAWorkerThatBlocks, 2},
       {"PushesWhileMadeToStand", PushesWhileMadeToStand, 2},
+      {"MadeToStandBetweenFibers", MadeToStandBetweenFibers, 2},
       {"BlockingHandsOverAndComesBack", BlockingHandsOverAndComesBack, 2},
       {"TwoBlockAtOnce", TwoBlockAtOnce, 1},
       {"MonitorSleepsOnlyWhileAllAreIdle", MonitorSleepsOnlyWhileAllAreIdle, 2},
@@ -570,6 +595,9 @@ AlternateStack::AlternateStack() = default;
 AlternateStack::~AlternateStack() = default;
 void InstallOverflowHandler() {}
 void CallInForkedChildren(void (*)()) {}
+sigset_t ProgramSignals() { return {}; }
+void BlockSignals(const sigset_t&) {}
+void LeaveSignalsBlocked() {}
 uint64_t ForkGeneration() { return 0; }
 void LeaveInFork(ThreadState&) {}
 void InstallTerminateHandler() {}

@@ -21,10 +21,12 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "fiber/blocking.h"
 #include "fiber/channel.h"
 #include "fiber/go.h"
 #include "fiber/internal/record.h"
 #include "fiber/mutex.h"
+#include "fiber/semaphore.h"
 #include "fiber/this_fiber.h"
 #include "fiber/timer.h"
 #include "gtest/gtest.h"
@@ -253,6 +255,72 @@ TEST_P(ForkTest, AFibersChildHasTheSignalMaskOfWhoeverMadeTheRuntime) {
               0);
   });
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+// Spare threads are started by threads of the library, which block nearly all signals: that is not the program's mask.
+TEST_P(ForkTest, AChildOfAFiberOnASpareThreadHasThatMaskToo) {
+  const auto is_term_blocked = [] {
+    sigset_t signals;
+    return pthread_sigmask(SIG_BLOCK, nullptr, &signals) != 0 || sigismember(&signals, SIGTERM) != 0;
+  };
+  for (const bool is_told : {true, false}) {  // by a worker, or by the monitor
+    sched::Run({.workers = 1}, [&] {
+      std::atomic<bool> has_forked{false};
+      auto other = fiber::Spawn([&] {
+        EXPECT_EQ(StatusOfChild([&] { return !is_term_blocked(); }), 0) << is_told;
+        sigset_t mine;
+        EXPECT_EQ(pthread_sigmask(SIG_BLOCK, nullptr, &mine), 0);
+        for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGPROF}) {
+          EXPECT_EQ(sigismember(&mine, signal), 0) << signal;
+        }
+        has_forked = true;
+      });
+      const auto wait = [&] {
+        while (!has_forked) usleep(1000);
+      };
+      if (is_told) {
+        fiber::Blocking(wait);
+      } else {
+        wait();
+      }
+      other.Join();
+    });
+  }
+}
+
+// Whom it wakes does not run there. The lock of the queue that he would come to may be held, in the child for ever, by a thread
+// that was unparking somebody when it was forked.
+TEST_P(ForkTest, AChildMayReleaseWhatAFiberOfTheParentWaitsFor) {
+  sched::Runtime runtime({.workers = GetParam()});
+  std::atomic<bool> is_stopping{false};
+  fiber::Channel<int> busy;
+  auto receiver = runtime.Spawn([&] {
+    for (int value : busy) (void)value;
+  });
+  std::thread sender([&] {  // it unparks the receiver from outside all the time
+    while (!is_stopping.load(std::memory_order_relaxed)) EXPECT_TRUE(busy.Send(1).ok());
+    busy.Close();
+  });
+  runtime
+      .Spawn([] {
+        fiber::Semaphore permits(0);
+        auto waiter = fiber::Spawn([&] { EXPECT_TRUE(permits.Acquire().ok()); });
+        WaitUntilParked(waiter);
+        for (int i = 0; i < 100; ++i) {
+          ASSERT_EQ(StatusOfChild([&] {
+                      permits.Release();
+                      return true;
+                    }),
+                    0)
+              << "child " << i;
+        }
+        permits.Release();
+        waiter.Join();
+      })
+      .Join();
+  is_stopping = true;
+  sender.join();
+  receiver.Join();
 }
 
 // The worker's mask goes to the program, unless it is said otherwise.

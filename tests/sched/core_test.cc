@@ -63,6 +63,20 @@ TEST(CoreTest, AFreshEventSourceIsInterruptedForWhoeverWasMeantByAnInterruptOfTh
   });
 }
 
+// More threads may sleep than there are workers (Crew::AddSeats). One that stayed on the old source would be woken by nobody,
+// and the runtime would never end.
+TEST(CoreTest, AFreshEventSourceIsForAllWhoSleepBeyondTheWorkersToo) {
+  sched::Run({.workers = 1}, [] {
+    Core& core = static_cast<Core&>(*fiber::internal::ThisThread().scheduler);
+    core.crew().AddSeats(3);
+    core.crew().FillSeats();
+    while (core.idle().idle() < 3) std::this_thread::yield();
+    CountingSource::InstallHere();
+    core.crew().AddSeats(-3);
+    for (int i = 0; i < 3; ++i) core.InterruptSleeper();
+  });
+}
+
 TEST(CoreTest, ATimeoutArmedWhileAnOldEntryIsLookedAtIsNotTakenForFiled) {
   std::promise<void> ended;
   std::thread runtime([&] {

@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Waiting and parking when the heap is exhausted. A process of its own: it has its own operator new.
+#include <unistd.h>
+
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
 #include <new>
+#include <thread>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "fiber/blocking_detached.h"
 #include "fiber/event.h"
 #include "fiber/go.h"
 #include "fiber/mutex.h"
@@ -103,6 +108,49 @@ TEST(NoMemoryTest, ANamedFiberStartsWhereAnotherParksOrYields) {
     setter.Join();
     other.Join();
   });
+}
+
+// Not even for the status that says why the wait has ended: what a thread of the pool is using is not destroyed for that.
+TEST(NoMemoryTest, ACallThatIsUnderWayKeepsWhatItCaptured) {
+  const auto use = [] {
+    EXPECT_TRUE(fiber::BlockingDetached([] {}).ok());  // there is a thread
+    EXPECT_TRUE(fiber::Sleep(absl::Milliseconds(1)).ok());  // what timers need once, they have
+    struct Call {
+      std::atomic<bool> is_under_way{false};
+      std::atomic<bool> is_destroyed{false};
+      std::atomic<bool> was_destroyed_early{false};
+    } call;
+    struct Captured {
+      explicit Captured(Call& call) : call(&call) {}
+      Captured(Captured&& other) noexcept : call(std::exchange(other.call, nullptr)) {}
+      ~Captured() {
+        if (call == nullptr) return;
+        if (call->is_under_way) call->was_destroyed_early = true;
+        call->is_destroyed = true;
+      }
+      Call* call;
+    };
+    bool is_late = false;
+    try {
+      is_late = !fiber::BlockingDetached(
+                     [&call, mine = Captured(call)] {
+                       call.is_under_way = true;
+                       is_everything_refused = true;
+                       usleep(30'000);
+                       is_everything_refused = false;
+                       call.is_under_way = false;
+                     },
+                     absl::Milliseconds(10))
+                     .ok();
+    } catch (const std::bad_alloc&) {
+    }
+    while (call.is_under_way || !call.is_destroyed) usleep(1000);
+    EXPECT_TRUE(is_late);
+    EXPECT_FALSE(call.was_destroyed_early);
+  };
+  use();
+  sched::Run({.workers = 1, .max_threads = 1}, use);
+  std::thread(use).join();
 }
 
 TEST(NoMemoryTest, AFiberThatFindsNoStackWaitsInLineAllTheSame) {

@@ -2,7 +2,9 @@
 //
 // Fibers that keep their worker to themselves, and the others that go on: by counts, since no clock is judged. A stall that
 // nobody relieves makes these tests hang.
+#include <errno.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
@@ -25,6 +27,7 @@
 #include "fiber/event.h"
 #include "fiber/go.h"
 #include "fiber/internal/sanitizer.h"
+#include "fiber/internal/system_calls.h"
 #include "fiber/this_fiber.h"
 #include "fiber/wait_group.h"
 #include "gtest/gtest.h"
@@ -332,6 +335,39 @@ TEST(StallLimitTest, WithoutSpareThreadsTheOthersWait) {
   sleeper.Cancel();
   sleeper.Join();
   EXPECT_EQ(runtime.stats().threads, 1);
+}
+
+std::atomic<bool> are_threads_refused{false};
+
+int CreateThreadUnlessRefused(pthread_t* thread, const pthread_attr_t* attributes, void* (*run)(void*), void* argument) {
+  return are_threads_refused.load() ? EAGAIN : pthread_create(thread, attributes, run, argument);
+}
+
+// The only worker is held up by a fiber that waits for another, and no thread can be had for some time.
+TEST(StallLimitTest, TheOthersGoOnWhenThreadsCanBeHadAgain) {
+  fiber::internal::SystemCalls calls = fiber::internal::kKernel;
+  calls.pthread_create = &CreateThreadUnlessRefused;
+  fiber::internal::system_calls.store(&calls, std::memory_order_release);
+  {
+    sched::Runtime runtime({.workers = 1});
+    are_threads_refused.store(true);
+    std::atomic<bool> is_held_up{false};
+    std::atomic<bool> has_run{false};
+    auto blocked = runtime.Spawn([&] {
+      fiber::Blocking([&] {
+        is_held_up.store(true);
+        while (!has_run.load()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      });
+    });
+    while (!is_held_up.load()) std::this_thread::yield();
+    auto other = runtime.Spawn([&] { has_run.store(true); });
+    // Longer than the monitor looks on before it sleeps.
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    are_threads_refused.store(false);
+    other.Join();
+    blocked.Join();
+  }
+  fiber::internal::system_calls.store(&fiber::internal::kKernel, std::memory_order_release);
 }
 
 #if !defined(WEFT_TSAN)  // which, in a child of a process with threads, does not know what came before the fork
