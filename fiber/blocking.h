@@ -19,13 +19,14 @@ namespace fiber {
 // out, and returns what `fn` returns or throws what it throws. (BlockingDetached() can be left, in blocking_detached.h.)
 //
 // Inside, the thread counts as a plain one: primitives of fiber/ block it, cancellation and ambient deadlines are not seen,
-// fiber::Go and Spawn start fibers of the same runtime, CurrentId() is zero. The fiber stays on its thread, so errno and
-// thread_local variables keep their values.
+// fiber::Go and Spawn start fibers of the same runtime, CurrentId() is zero, FiberLocals are fresh, and gone afterwards. The
+// fiber stays on its thread, so errno and thread_local variables keep their values.
 //
 // Costs waking a thread where no other worker is idle. Threads beyond RuntimeOptions::max_threads cannot be had: then the
-// other fibers wait for one of these calls to end, which is said in the log.
+// other fibers wait for one of these calls to end, which is said in the log, unless the limit is the number of workers. So
+// every 16th call yields first, as it is with other calls that go ahead at once.
 //
-// On a plain thread, and in a simulation, it is just the call. Blocks the thread.
+// On a plain thread, and in a simulation, it is just the call. Parks the fiber; `fn` blocks the thread.
 template <std::invocable F>
 std::invoke_result_t<F> Blocking(F&& fn) {
   internal::BlockingRegion region;

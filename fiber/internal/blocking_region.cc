@@ -3,8 +3,10 @@
 
 #include <errno.h>
 
+#include "fiber/internal/context.h"
 #include "fiber/internal/fork.h"
 #include "fiber/internal/futex.h"
+#include "fiber/internal/local_slot.h"
 #include "fiber/internal/park.h"
 #include "fiber/internal/thread_state.h"
 #include "fiber/scheduler.h"
@@ -27,13 +29,14 @@ void TakeUp(ThreadState& thread, Scheduler& scheduler) {
 }  // namespace
 
 BlockingRegion::BlockingRegion() {
+  const int saved_errno = errno;
+  {
+    const ThreadState& thread = ThisThread();
+    if (thread.current == nullptr || thread.scheduler->is_simulation()) return;
+  }
+  SpendTurn();  // where no other thread can be had, one call after the other would keep out everybody
   ThreadState& thread = ThisThread();
   fiber_ = thread.current;
-  if (fiber_ == nullptr || thread.scheduler->is_simulation()) {
-    fiber_ = nullptr;
-    return;
-  }
-  const int saved_errno = errno;
   scheduler_ = thread.scheduler;
   fork_generation_ = ForkGeneration();
   // A bound fiber's thread is no worker already.
@@ -50,6 +53,7 @@ BlockingRegion::~BlockingRegion() {
   if (fork_generation_ != ForkGeneration()) return;
   const int saved_errno = errno;
   ThreadState& thread = ThisThread();
+  if (thread.plain_block != nullptr) DropValues(*thread.plain_block);  // another fiber's call here is not to find them
   thread.blocks_for = nullptr;
   thread.scheduler = scheduler_;
   thread.current = fiber_;

@@ -21,7 +21,7 @@ class BlockingRegion {
   BlockingRegion& operator=(const BlockingRegion&) = delete;
 
  private:
-  Record* fiber_;  // null: there was nothing to do
+  Record* fiber_ = nullptr;  // there was nothing to do
   Scheduler* scheduler_ = nullptr;
   uint64_t fork_generation_ = 0;
 };

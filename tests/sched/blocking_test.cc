@@ -174,6 +174,30 @@ TEST(BlockingOutsideTest, IsJustTheCallOnAPlainThreadAndInASimulation) {
   });
 }
 
+// Back from its call it has no seat: as many compute at once as there are workers, if they say where they may be interrupted.
+TEST(BlockingOutsideTest, WhoComesBackToNoSeatMakesWayAtMaybeYield) {
+  sched::Run({.workers = 1, .stall_after = absl::Seconds(100)}, [] {
+    std::atomic<bool> is_seated{false};
+    std::atomic<bool> has_begun{false};
+    std::atomic<bool> may_end{false};
+    auto seated = fiber::Spawn([&] {
+      is_seated = true;
+      while (!has_begun.load()) {
+      }
+      for (const absl::Duration until = fiber::Now() + absl::Milliseconds(50); fiber::Now() < until;) {
+      }
+      may_end = true;
+    });
+    fiber::Blocking([&] {
+      while (!is_seated.load()) Nap(absl::Microseconds(100));
+    });
+    has_begun = true;
+    fiber::MaybeYield();
+    EXPECT_TRUE(may_end.load()) << "it went on beside the one that has the seat";
+    seated.Join();
+  });
+}
+
 TEST(BlockingOutsideTest, SpareThreadsEndWhenNobodyNeedsThem) {
   sched::Runtime runtime({.workers = 2});
   std::atomic<int> inside{0};
@@ -191,6 +215,68 @@ TEST(BlockingOutsideTest, SpareThreadsEndWhenNobodyNeedsThem) {
   while (runtime.stats().threads > 2) Nap(absl::Milliseconds(5));
   // And come again.
   runtime.Spawn([] { fiber::Blocking([] {}); }).Join();
+}
+
+// With one thread and no more, one call after the other is no reason to keep out the others.
+TEST(BlockingOutsideTest, ALoopOfCallsLeavesTheOthersATurnWhereNoThreadCanBeHad) {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
+    bool has_run = false;
+    auto other = fiber::Spawn([&] { has_run = true; });
+    while (!has_run) fiber::Blocking([] {});
+    other.Join();
+  });
+}
+
+TEST(BlockingOutsideTest, FiberLocalsOfACallAreGoneAfterIt) {
+  sched::Run({.workers = 1}, [] {
+    static fiber::FiberLocal<int> local;
+    *local = 7;
+    EXPECT_EQ(fiber::Blocking([] { return ++*local; }), 1);
+    EXPECT_EQ(fiber::Blocking([] { return ++*local; }), 1);
+    EXPECT_EQ(*local, 7);
+  });
+}
+
+std::atomic<int> ending{0};
+std::atomic<bool> may_end{false};
+
+struct LongInEnding {
+  ~LongInEnding() {
+    if (!is_used) return;
+    ending.fetch_add(1);
+    while (!may_end.load()) Nap(absl::Milliseconds(1));
+  }
+  bool is_used = false;
+};
+thread_local LongInEnding long_in_ending;
+
+// What a library keeps in thread_local variables is destroyed when a spare thread ends, and may take long: nobody waits for it.
+TEST(BlockingOutsideTest, AThreadThatIsLongInEndingHoldsUpNobody) {
+  sched::Runtime runtime({.workers = 1});
+  std::atomic<int> inside{0};
+  std::vector<fiber::JoinHandle<void>> calls;
+  for (int i = 0; i < 3; ++i) {
+    calls.push_back(runtime.Spawn([&] {
+      fiber::Blocking([&] {
+        long_in_ending.is_used = true;
+        inside.fetch_add(1);
+        while (inside.load() < 3) Nap(absl::Microseconds(100));
+      });
+    }));
+  }
+  for (auto& call : calls) call.Join();
+  while (ending.load() == 0) Nap(absl::Milliseconds(5));  // kRestNs later
+  std::atomic<bool> is_inside{false};
+  std::atomic<bool> has_other_run{false};
+  auto blocked = runtime.Spawn([&] {
+    fiber::Blocking([&] {
+      is_inside = true;
+      while (!has_other_run.load()) Nap(absl::Microseconds(100));
+    });
+  });
+  runtime.Spawn([&] { has_other_run = true; }).Join();
+  blocked.Join();
+  may_end = true;
 }
 
 FIBER_TEST_ON(NoMigrateTest, TheFiberStaysOnItsThreadAcrossParks, 1, 2, 3) {
