@@ -108,7 +108,7 @@ class DetachedCall final : public PooledCall {
 //
 // Inside `fn` our primitives see a plain thread: waiting blocks it. It sees neither the caller's cancellation nor his
 // deadlines, bound values or FiberLocals; what it makes of the latter is gone when it returns. `fn` must not wait for another
-// BlockingDetached(): when all threads do, none is left.
+// BlockingDetached(), as netpoll::Resolve() is one: when all threads do, none is left.
 //
 // kResourceExhausted: not one thread can be had; if there are others, the call waits for one of them. Throws std::bad_alloc.
 // Parks the fiber; blocks the thread when called from a plain one.

@@ -14,8 +14,9 @@ namespace fiber::internal {
 
 // Waits for an event that stands for something else, which messages and dumps are to name.
 struct EventWait {
-  // As Event::Wait(), but nothing escapes: who waits has left to somebody else what must not be gone while that uses it. Without
-  // memory to say why it ended, kResourceExhausted. REQUIRES: CallersBlock() was called. Parks the fiber; blocks the thread when called from a plain one.
+  // As Event::Wait(), but nothing escapes: who waits has left to somebody else what must not be gone while that uses it.
+  // Without memory to say why it ended, kResourceExhausted. REQUIRES: CallersBlock() was called. Parks the fiber; blocks the
+  // thread when called from a plain one.
   static absl::Status For(Event& event, WaitReason reason, const void* object, Deadline deadline) {
     try {
       Wait wait(reason, object);

@@ -25,8 +25,9 @@
 // seated → standing. A worker goes to sleep only if it is seated, so at most as many are idle as there are seats.
 //
 // What stands pushes to its own queue as ever, where nobody looks, since whoever sleeps relies on the queue's owner. So each
-// push is followed by a look at the mode, and each step to standing by a look at the queue (Core::HandOver): a store-load
-// pair on each side. order: stand — seq_cst on the mode, the queues' tails and slots, as in idle.h.
+// push by a fiber is followed by a look at the mode, those that the thread makes on its own stack by one before it runs a
+// fiber (Worker::Found), and each step to standing by a look at the queue (Core::HandOver): a store-load pair on each side.
+// order: stand — seq_cst on the mode, the queues' tails and slots, as in idle.h.
 //
 // Lock order: mutex_ before the locks of queues; nobody parks under it.
 #ifndef WEFT_SCHED_INTERNAL_CREW_H_

@@ -108,7 +108,8 @@ void Worker::RunFibers() {
 // What the fiber's thread would have run goes to others, first the fibers that are queued here, then the seat.
 void Worker::BeginBlocking() {
   PayKeeper();
-  if (core_.crew().has_spares()) (void)core_.crew().StandUp(*this);  // the monitor may have, and been too early for what it took since
+  // The monitor may have made it stand, too early for what it took since.
+  if (core_.crew().has_spares()) (void)core_.crew().StandUp(*this);
   core_.HandOver(queue_);
   // Somebody who is awake next looks for fibers, events and timers anyway; the monitor calls for another if that is not enough.
   if (is_standing() && core_.idle().idle() == 0) core_.crew().FillSeats();
