@@ -29,12 +29,17 @@ void TakeUp(ThreadState& thread, Scheduler& scheduler) {
 }  // namespace
 
 BlockingRegion::BlockingRegion() {
-  const int saved_errno = errno;
   {
     const ThreadState& thread = ThisThread();
     if (thread.current == nullptr || thread.scheduler->is_simulation()) return;
   }
   SpendTurn();  // where no other thread can be had, one call after the other would keep out everybody
+  Begin();
+}
+
+// A function of its own, since SpendTurn() may come back on another thread, whose errno is elsewhere.
+__attribute__((noinline)) void BlockingRegion::Begin() {
+  const int saved_errno = errno;
   ThreadState& thread = ThisThread();
   fiber_ = thread.current;
   scheduler_ = thread.scheduler;

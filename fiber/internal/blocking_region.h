@@ -21,6 +21,8 @@ class BlockingRegion {
   BlockingRegion& operator=(const BlockingRegion&) = delete;
 
  private:
+  void Begin();
+
   Record* fiber_ = nullptr;  // there was nothing to do
   Scheduler* scheduler_ = nullptr;
   uint64_t fork_generation_ = 0;
