@@ -143,6 +143,26 @@ FIBER_TEST_ON(BlockingTest, CallsNest, 1, 2) {
 }
 
 // Seats change hands all the time, while fibers go on.
+// Out of line: the fiber may move between two calls.
+__attribute__((noinline)) void SetErrno(int value) { errno = value; }
+__attribute__((noinline)) int GetErrno() { return errno; }
+
+// Calls that yield first may come back on another thread.
+FIBER_TEST_ON(BlockingTest, ErrnoIsTheFibersWhereverItsCallsAreMade, 1, 2, 4) {
+  const int rounds = tests::Scaled(2000);
+  std::vector<fiber::JoinHandle<void>> fibers;
+  for (int i = 1; i <= 20; ++i) {
+    fibers.push_back(fiber::Spawn([i] {
+      for (int round = 0; round < rounds; ++round) {
+        SetErrno(i);
+        fiber::Blocking([] {});
+        ASSERT_EQ(GetErrno(), i);
+      }
+    }));
+  }
+  for (auto& fiber : fibers) fiber.Join();
+}
+
 FIBER_TEST_ON(BlockingTest, ShortCallsOfManyFibersLoseNothing, 1, 2, 4) {
   const int rounds = tests::Scaled(300);
   std::atomic<int64_t> sum{0};

@@ -68,7 +68,9 @@ class LoadgenTest(unittest.TestCase):
         with programs.Server("examples/echo_server", "--listen=127.0.0.1:0") as server:
             for size, pipeline in ((1, 1), (1, 100), (4096, 1), (4097, 3), (65521, 2), (65536, 1),
                                    (65537, 1), (3, 10000), (2000000, 2)):
-                done = load(server.target, connections=3, busy=2, seconds=0.2, size=size, pipeline=pipeline)
+                # Long enough for one of the largest, with sanitizers on a busy machine.
+                seconds = 2 if size > 1000000 else 0.2
+                done = load(server.target, connections=3, busy=2, seconds=seconds, size=size, pipeline=pipeline)
                 self.check_success(done, 3, 2)
             self.assertEqual(server.stop(), 0)
 
