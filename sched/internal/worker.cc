@@ -130,6 +130,8 @@ bool Worker::StopStanding() {
   if (core_.crew().TryTakeSeat(*this)) return true;
   core_.HandOver(queue_);
   PayKeeper();
+  // It may have been the keeper, who comes back for these too: the next is to be that.
+  if (StackDepot::Get().HasWaiters()) core_.InterruptSleeper();
   if (role_ == Idle::Role::kSearcher) {
     role_ = Idle::Role::kBusy;
     (void)core_.idle().StopSearching();
