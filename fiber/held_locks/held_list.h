@@ -15,10 +15,10 @@
 namespace fiber::held_locks {
 
 // False until this library's variables are there, and where there is no fiber that could hold the lock: then nothing is to be
-// noted. May be called at any time.
+// noted. May be called at any time. Never blocks.
 bool IsToBeNoted();
 
-// Both: REQUIRES: IsToBeNoted(). `frame`: of the function that was called to acquire it.
+// Both: REQUIRES: IsToBeNoted(). Never block. `frame`: of the function that was called to acquire it.
 void NoteAcquired(Kind kind, const void* address, void* const* frame);
 // Before it is released, since afterwards another may have acquired it.
 void NoteReleased(const void* address);

@@ -23,7 +23,7 @@ class BlockingRegion {
  private:
   void Begin();
 
-  Record* fiber_ = nullptr;  // there was nothing to do
+  Record* fiber_ = nullptr;  // null: there was nothing to do
   Scheduler* scheduler_ = nullptr;
   uint64_t fork_generation_ = 0;
 };

@@ -19,8 +19,9 @@
 // seen to block within kBurstNs, twice as many are called each time, on seats that are taken back when none is any more.
 //
 // Ticks: kFastNs while something is suspected, or waits though somebody is idle, kBusyNs while all are busy and anything is
-// queued or armed, otherwise twice as long each time up to kSlowNs. When nobody has run a fiber for kRestAfterNs it sleeps, by the idle protocol: it announces
-// that, then looks whether all are idle; who leaves idle for a fiber, then looks for the announcement.
+// queued or armed, otherwise twice as long each time up to kSlowNs. When nobody has run a fiber for kRestAfterNs it sleeps,
+// by the idle protocol: it announces that, then looks whether all are idle; who leaves idle for a fiber, then looks for the
+// announcement.
 // order: monitor — seq_cst store-load on asleep_ and Idle's word, or the free seats.
 #ifndef WEFT_SCHED_INTERNAL_MONITOR_H_
 #define WEFT_SCHED_INTERNAL_MONITOR_H_
