@@ -59,21 +59,43 @@ void DiscardPages(const iovec* ranges, size_t count, bool* is_discarded) {
   }
 }
 
-size_t TrimStackBelow(WaitBlock& block, const char* below, size_t threshold_pages) {
+bool Residency::Ask(uintptr_t start, size_t pages) {
+  // EAGAIN, ENOMEM where it goes beyond what is mapped, or a kernel without it.
+  const bool is_told =
+      mincore(reinterpret_cast<void*>(start), pages * kPageBytes, is_resident_) == 0;
+  start_ = start;
+  asked_ = is_told ? pages : 0;
+  return is_told;
+}
+
+size_t Residency::Count(const char* low, size_t pages) {
+  constexpr uintptr_t kWindowBytes = kWindowPages * kPageBytes;
+  uintptr_t at = reinterpret_cast<uintptr_t>(low);
+  const uintptr_t end = at + pages * kPageBytes;
+  size_t resident = 0;
+  while (at < end) {
+    const uintptr_t until = std::min(end, at + kWindowBytes);
+    if (at < start_ || until > start_ + asked_ * kPageBytes) {
+      // Aligned, so that it does not matter in which order neighbours are visited.
+      const uintptr_t window = at / kWindowBytes * kWindowBytes;
+      const bool is_inside = until <= window + kWindowBytes;
+      if (!(is_inside && Ask(window, kWindowPages)) && !Ask(at, (until - at) / kPageBytes))
+        return 0;
+    }
+    for (; at < until; at += kPageBytes) resident += is_resident_[(at - start_) / kPageBytes] & 1;
+  }
+  return resident;
+}
+
+size_t TrimStackBelow(WaitBlock& block, const char* below, size_t threshold_pages,
+                      Residency& residency) {
   const uintptr_t below_page = reinterpret_cast<uintptr_t>(below) & ~(kPageBytes - 1);
   const auto low = reinterpret_cast<uintptr_t>(block.stack_low);
   if (below_page < low + 2 * kPageBytes) return 0;
   if (below >= block.stack_high) return 0;  // it waits on another stack: a coroutine's of its own
   const size_t pages = (below_page - kPageBytes - low) / kPageBytes;
   if (pages <= threshold_pages) return 0;
-  size_t resident = 0;
-  unsigned char vec[256];
-  for (size_t done = 0; done < pages; done += sizeof vec) {
-    const size_t count = std::min(pages - done, sizeof vec);
-    // EAGAIN or an old kernel without it: no reason to trim.
-    if (mincore(block.stack_low + done * kPageBytes, count * kPageBytes, vec) != 0) return 0;
-    for (size_t i = 0; i < count; ++i) resident += vec[i] & 1;
-  }
+  const size_t resident = residency.Count(block.stack_low, pages);
   if (resident <= threshold_pages) return 0;
   const iovec range = {block.stack_low, pages * kPageBytes};
   bool is_discarded = false;

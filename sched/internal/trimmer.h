@@ -8,6 +8,7 @@
 #include "fiber/internal/atomic.h"
 #include "fiber/internal/record.h"
 #include "fiber/internal/spin_lock.h"
+#include "fiber/internal/stack_pages.h"
 
 namespace sched::internal {
 
@@ -23,15 +24,17 @@ namespace sched::internal {
 //
 // Free stacks beyond the bound that rest lose their pages kMostDiscards a step, a million in ten seconds.
 //
-// Rate: a walk a kWalkNs at most, in steps kStepNs apart of at most kMostLooks questions to the kernel: some per cent of
-// one CPU at the most. When a whole walk has found nothing new and no fiber has run meanwhile, it is over until one has.
+// Rate: steps kStepNs apart of at most kMostLooks stacks that the kernel is asked about: some per cent of one CPU. From the end
+// of a walk to the next one it is kRestFactor times as long as the walk took, so that a fiber that runs now and then does not
+// have a million others looked at again and again; kWalkNs if one fiber in kManyRuns may have run meanwhile. When a whole walk
+// has found nothing new and no fiber has run meanwhile, it is over until one has.
 //
 // Thread safety: Step from any worker; one at a time does it.
 class Trimmer {
  public:
   explicit Trimmer(const fiber::Scheduler* owner) : owner_(owner) {}
 
-  // Does a step if one is due. `activity` changes whenever a fiber runs. By a worker on its own stack.
+  // Does a step if one is due. `activity` counts how often fibers have run. By a worker on its own stack.
   void Step(int64_t now_ns, uint64_t activity);
 
   // When to call Step next if nothing else happens; kNeverNs: nothing is left to look at.
@@ -41,7 +44,9 @@ class Trimmer {
   static constexpr int64_t kWalkNs = 100'000'000;
   static constexpr int64_t kStepNs = 10'000'000;
   static constexpr size_t kMostVisits = 4096;
-  static constexpr size_t kMostLooks = 64;
+  static constexpr size_t kMostLooks = 512;
+  static constexpr int64_t kRestFactor = 1000;  // 0.1 % of a CPU
+  static constexpr uint64_t kManyRuns = 16;
   static constexpr size_t kMostDiscards = 1024;  // 0.6 ms, six per cent of a CPU
   // Fewer pages than that are not worth the system call and the faults when they are touched again.
   static constexpr size_t kThresholdPages = 4;
@@ -49,17 +54,25 @@ class Trimmer {
   bool IsWalkOver(uint64_t activity) const {
     return activity == seen_activity_.load(std::memory_order_relaxed);
   }
+  int64_t EarlyWalk(uint64_t activity) const;
   void Walk(int64_t now_ns, uint64_t activity) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   bool Look(fiber::internal::Record& fiber) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
   const fiber::Scheduler* const owner_;
   fiber::internal::SpinLock lock_;
   size_t cursor_ ABSL_GUARDED_BY(lock_) = 0;
-  bool has_found_new_ ABSL_GUARDED_BY(lock_) = false;  // this walk: waits to be looked at by the next one
+  fiber::internal::Residency residency_ ABSL_GUARDED_BY(lock_);  // as it was at the beginning of a step, or later
+  // This walk: how many records it has seen, the time it took, and waits for the next one to look at.
+  uint64_t visited_ ABSL_GUARDED_BY(lock_) = 0;
+  int64_t cost_ns_ ABSL_GUARDED_BY(lock_) = 0;
+  bool has_found_new_ ABSL_GUARDED_BY(lock_) = false;
   int64_t next_walk_ns_ ABSL_GUARDED_BY(lock_) = 0;
   uint64_t walk_activity_ ABSL_GUARDED_BY(lock_) = 0;  // when it began
   fiber::internal::Atomic<uint64_t> seen_activity_{0};  // no fiber has run since a walk that saw all: then it is over
   fiber::internal::Atomic<int64_t> next_step_ns_{0};
+  // Between walks: as soon as so much has run, the next one may come from then on.
+  fiber::internal::Atomic<uint64_t> many_runs_{0};
+  fiber::internal::Atomic<int64_t> early_walk_ns_{0};
 };
 
 }  // namespace sched::internal
