@@ -86,6 +86,8 @@ class StackCache {
   // Owner only; counts what was taken from outside until the owner finds its list empty.
   uint32_t size() const { return size_; }
 
+  StackCache* next_registered = nullptr;  // StackDepot's
+
  private:
   Atomic<WaitBlock*> head_{nullptr};
   uint32_t size_ = 0;

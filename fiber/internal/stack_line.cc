@@ -19,7 +19,7 @@ bool StackDepot::WaitInLine(StackClass cls, Record& fiber, const absl::Status& w
   {
     SpinLockHolder hold(lock_);
     waiting_.fetch_add(1, std::memory_order_seq_cst);  // order: stack-wait
-    for (StackCache* caches : caches_) {
+    for (StackCache* caches = registered_; caches != nullptr; caches = caches->next_registered) {
       for (int i = 0; i < kStackClasses; ++i) {
         StackChain resident;
         StackChain discarded;

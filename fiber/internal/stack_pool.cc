@@ -358,13 +358,16 @@ WaitBlock* StackDepot::TakeForCache(StackClass cls, StackCache& cache, Record& f
 
 void StackDepot::RegisterCaches(StackCache* caches) {
   SpinLockHolder hold(lock_);
-  caches_.push_back(caches);
+  caches->next_registered = registered_;
+  registered_ = caches;
 }
 
 void StackDepot::UnregisterCaches(StackCache* caches) {
   {
     SpinLockHolder hold(lock_);
-    std::erase(caches_, caches);
+    StackCache** link = &registered_;
+    while (*link != caches) link = &(*link)->next_registered;
+    *link = caches->next_registered;
   }
   for (int i = 0; i < kStackClasses; ++i) Give(caches[i].TakeAll());
 }

@@ -211,7 +211,7 @@ class StackDepot {
   bool is_stall_seen_ ABSL_GUARDED_BY(lock_) = false;  // by the last look
   bool is_stall_said_ ABSL_GUARDED_BY(lock_) = false;
   bool is_discard_refused_ ABSL_GUARDED_BY(lock_) = false;  // then there is no excess, either
-  std::vector<StackCache*> caches_ ABSL_GUARDED_BY(lock_);
+  StackCache* registered_ ABSL_GUARDED_BY(lock_) = nullptr;  // each worker's caches, by the first of them
 
   // Fibers in line, and the one about to be. Written under lock_. On a line that otherwise hardly
   // changes: every worker reads it whenever it frees a stack.

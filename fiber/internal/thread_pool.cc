@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fiber/internal/thread_pool.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "fiber/internal/ambient.h"
@@ -31,7 +33,8 @@ constexpr char kThreadLimits[] =
 
 // What a call has left in this thread, the next is not to find.
 void ForgetValues() {
-  if (WaitBlock* const block = ThisThread().plain_block; block != nullptr) DropValues(*block);
+  const ThreadState* const thread = ThisThreadOrNull();
+  if (thread != nullptr && thread->plain_block != nullptr) DropValues(*thread->plain_block);
 }
 
 absl::Status NoThread(int error) {
@@ -190,8 +193,14 @@ void ThreadPool::Start() {
     SpinLockHolder hold(lock_);
     programs_signals_ = signals;
   }
-  const int error = System().pthread_create(&thread, nullptr, &Entry, this);
-  if (error == 0) return;
+  // It tells fibers of the ends of calls, for which it needs a state.
+  auto* const birth = new (std::nothrow) Birth{this, NewThreadState()};
+  int error = ENOMEM;
+  if (birth != nullptr && birth->state != nullptr) {
+    error = System().pthread_create(&thread, nullptr, &Entry, birth);
+    if (error == 0) return;
+  }
+  delete birth;
   PooledCall* refused = nullptr;
   {
     SpinLockHolder hold(lock_);
@@ -212,16 +221,20 @@ void ThreadPool::Start() {
   }
 }
 
-void* ThreadPool::Entry(void* pool) {
+void* ThreadPool::Entry(void* argument) {
+  auto* const birth = static_cast<Birth*>(argument);
+  ThreadPool& pool = *birth->pool;
+  AdoptThreadState(std::move(birth->state));
+  delete birth;
   Thread self;
   {
-    SpinLockHolder hold(static_cast<ThreadPool*>(pool)->lock_);
-    self.programs_signals = static_cast<ThreadPool*>(pool)->programs_signals_;
+    SpinLockHolder hold(pool.lock_);
+    self.programs_signals = pool.programs_signals_;
   }
   BlockSignals(self.programs_signals);
   self.id = pthread_self();
   pthread_setname_np(self.id, "weft-blocking");  // only a name: may fail
-  static_cast<ThreadPool*>(pool)->ServeAs(self);
+  pool.ServeAs(self);
   LeaveSignalsBlocked();
   if (!self.is_joined) pthread_detach(self.id);  // cannot fail: nobody else joins it
   return nullptr;

@@ -15,6 +15,7 @@
 #include "fiber/internal/atomic.h"
 #include "fiber/internal/pooled_call.h"
 #include "fiber/internal/spin_lock.h"
+#include "fiber/internal/thread_state.h"
 
 namespace fiber::internal {
 
@@ -78,9 +79,15 @@ class ThreadPool {
     sigset_t programs_signals{};
   };
 
+  // What a new thread is given.
+  struct Birth {
+    ThreadPool* pool;
+    std::unique_ptr<ThreadState> state;
+  };
+
   ThreadPool();
   static void RestartInFork();
-  static void* Entry(void* pool);
+  static void* Entry(void* birth);
 
   void Submit(PooledCall& call);
   absl::Status Await(PooledCall& call, Deadline deadline, bool may_abandon, bool* is_abandoned);

@@ -11,6 +11,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <new>
 
 #include "fiber/internal/ambient.h"
 #include "fiber/internal/context.h"
@@ -77,9 +79,7 @@ struct Reaper {
 };
 thread_local Reaper reaper;
 
-// Out of line, so that ThisThread() saves no registers.
-[[gnu::noinline]] ThreadState* NewThreadState() {
-  auto* thread = new ThreadState;
+void Adopt(ThreadState* thread) {
   thread->errno_address = &errno;
   thread->exceptions = reinterpret_cast<ExceptionState*>(abi::__cxa_get_globals());
 #ifdef WEFT_ASAN
@@ -96,16 +96,28 @@ thread_local Reaper reaper;
 #endif
   this_thread = thread;
   (void)&reaper;  // constructed from here on
+}
+
+// Out of line, so that ThisThread() saves no registers.
+[[gnu::noinline]] ThreadState* MakeThisThreads() {
+  auto* thread = new ThreadState;
+  Adopt(thread);
   return thread;
 }
 
 }  // namespace
 
+std::unique_ptr<ThreadState> NewThreadState() {
+  return std::unique_ptr<ThreadState>(new (std::nothrow) ThreadState);
+}
+
+void AdoptThreadState(std::unique_ptr<ThreadState> state) { Adopt(state.release()); }
+
 // The asm keeps the compiler from proving that two calls return the same, which they do not across a park.
 __attribute__((noinline)) ThreadState& ThisThread() {
   asm volatile("" ::: "memory");
   ThreadState* thread = this_thread;
-  if (thread == nullptr) [[unlikely]] return *NewThreadState();
+  if (thread == nullptr) [[unlikely]] return *MakeThisThreads();
   return *thread;
 }
 

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "fiber/internal/record.h"
 #include "fiber/internal/stack_pool.h"
@@ -77,7 +78,12 @@ struct ThreadState {
   void* own_sanitizer_fiber = nullptr;
 };
 
-// The calling thread's state. Never inlined, never folded.
+// For a thread that is about to be made: by its maker, who can say that there is no memory (null), and for the thread to adopt
+// before it does anything else.
+std::unique_ptr<ThreadState> NewThreadState();
+void AdoptThreadState(std::unique_ptr<ThreadState> state);
+
+// The calling thread's state. Never inlined, never folded. Throws std::bad_alloc, in a thread that has none yet.
 ThreadState& ThisThread();
 // Null if it has none yet: it has run no fiber. Allocates nothing.
 ThreadState* ThisThreadOrNull();

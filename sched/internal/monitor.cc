@@ -5,6 +5,7 @@
 #include <sys/prctl.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/time/time.h"
 #include "fiber/internal/block_signals.h"
@@ -28,12 +29,13 @@ bool Monitor::Start() {
   // So that it needs no memory later.
   views_.reserve(core_.crew().max_threads());
   same_.reserve(core_.crew().max_threads());
-  culprits_.reserve(core_.crew().max_threads());
+  culprits_.reserve(2 * size_t{core_.crew().max_threads()});  // of its last run and of this one
+  first_state_ = fiber::internal::NewThreadState();  // to poll is to queue fibers
   // It takes its signal mask from its creator: none may land here.
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);  // cannot fail with these arguments
-  has_thread_ = System().pthread_create(&thread_, nullptr, &Entry, this) == 0;
+  has_thread_ = first_state_ != nullptr && System().pthread_create(&thread_, nullptr, &Entry, this) == 0;
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   if (!has_thread_) {
     LogLine("no thread for the monitor, so fibers that block or compute hold up others: %s", kThreadLimits);
@@ -51,6 +53,7 @@ void Monitor::Stop() {
 
 void* Monitor::Entry(void* monitor) {
   auto& self = *static_cast<Monitor*>(monitor);
+  fiber::internal::AdoptThreadState(std::move(self.first_state_));
   fiber::internal::BlockSignals(self.core_.programs_signals());  // faults reach those whom it starts
   pthread_setname_np(pthread_self(), "weft-monitor");            // only a name: may fail
   System().prctl(PR_SET_TIMERSLACK, 10'000UL);                   // refused: as late as the kernel likes

@@ -31,9 +31,11 @@
 #include <cstdint>
 #include <vector>
 
+#include <memory>
 #include "fiber/internal/atomic.h"
 #include "sched/internal/stall_reporter.h"
 
+#include "fiber/internal/thread_state.h"
 namespace sched::internal {
 
 using fiber::internal::Atomic;
@@ -119,6 +121,7 @@ class Monitor {
   Atomic<uint64_t> stalls_spinning_{0};
   Atomic<uint64_t> stalls_blocked_{0};
 
+  std::unique_ptr<fiber::internal::ThreadState> first_state_;  // until the thread has it
   // The monitor's thread only.
   std::vector<View> views_;        // by Worker::index
   std::vector<Worker*> same_;      // in the run they were in a tick ago

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "fiber/internal/block_signals.h"
 #include "fiber/internal/context.h"
@@ -35,6 +36,8 @@ bool Worker::IsThreadGone() {
 }
 
 bool Worker::Start() {
+  first_state_ = fiber::internal::NewThreadState();
+  if (first_state_ == nullptr) return false;
   has_thread_ = System().pthread_create(&thread_, nullptr, &Entry, this) == 0;
   return has_thread_;
 }
@@ -79,6 +82,7 @@ void UnblockProbeSignal() {
 }  // namespace
 
 void Worker::Main() {
+  fiber::internal::AdoptThreadState(std::move(first_state_));
   fiber::internal::BlockSignals(core_.programs_signals());
   UnblockProbeSignal();
   fiber::internal::AlternateStack alternate_stack;

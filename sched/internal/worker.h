@@ -6,6 +6,7 @@
 #include <signal.h>
 
 #include <cstdint>
+#include <memory>
 
 #include "fiber/internal/record.h"
 #include "fiber/internal/spin_lock.h"
@@ -145,6 +146,7 @@ class Worker {
   Atomic<pid_t> thread_id_{0};
   Atomic<Mode> mode_{Mode::kGone};
   Atomic<uint32_t> calls_{0};  // futex. order: call — release by who calls, acquire by the worker
+  std::unique_ptr<fiber::internal::ThreadState> first_state_;  // for a thread that is being made
   Atomic<const fiber::internal::ThreadState*> published_state_{nullptr};
   Idle::Role role_ = Idle::Role::kBusy;
   uint64_t tick_ = 0;

@@ -523,8 +523,8 @@ PLANTED_BUGS = {
         "stack_cases",
         "StackComesFree",
         "fiber/internal/stack_line.cc",
-        "    waiting_.fetch_add(1, std::memory_order_seq_cst);  // order: stack-wait\n    for (StackCache* caches : caches_) {\n      for (int i = 0; i < kStackClasses; ++i) {\n        StackChain resident;\n        StackChain discarded;\n        Sort(caches[i].TakeAll(), &resident, &discarded);\n        PushLocked(resident, discarded);\n      }\n    }\n",
-        "    for (StackCache* caches : caches_) {\n      for (int i = 0; i < kStackClasses; ++i) {\n        StackChain resident;\n        StackChain discarded;\n        Sort(caches[i].TakeAll(), &resident, &discarded);\n        PushLocked(resident, discarded);\n      }\n    }\n    waiting_.fetch_add(1, std::memory_order_seq_cst);\n",
+        "    waiting_.fetch_add(1, std::memory_order_seq_cst);  // order: stack-wait\n    for (StackCache* caches = registered_; caches != nullptr; caches = caches->next_registered) {\n      for (int i = 0; i < kStackClasses; ++i) {\n        StackChain resident;\n        StackChain discarded;\n        Sort(caches[i].TakeAll(), &resident, &discarded);\n        PushLocked(resident, discarded);\n      }\n    }\n",
+        "    for (StackCache* caches = registered_; caches != nullptr; caches = caches->next_registered) {\n      for (int i = 0; i < kStackClasses; ++i) {\n        StackChain resident;\n        StackChain discarded;\n        Sort(caches[i].TakeAll(), &resident, &discarded);\n        PushLocked(resident, discarded);\n      }\n    }\n    waiting_.fetch_add(1, std::memory_order_seq_cst);\n",
     ),
     "line_looks_no_more": (
         "stack_cases",

@@ -621,6 +621,8 @@ int InstallProbeSignal() { return 0; }
 ThreadProbe::ThreadProbe(pthread_t, pid_t, const fiber::internal::ThreadState& state) : tid_(0), state_(state) {}
 int64_t ThreadProbe::CpuNs() const { return 0; }
 char ThreadProbe::State() const { return 'S'; }
+std::unique_ptr<ThreadState> NewThreadState() { return std::make_unique<ThreadState>(); }
+void AdoptThreadState(std::unique_ptr<ThreadState>) {}
 std::optional<Stall> ThreadProbe::Describe(Stall::Kind, absl::Duration, absl::Duration) const { return std::nullopt; }
 bool StallLog::ShouldReport(const std::source_location&, int64_t) { return false; }
 StallReporter::StallReporter(Hook hook) : hook_(std::move(hook)), is_logging_(false) {}

@@ -153,6 +153,19 @@ TEST(NoMemoryTest, ACallThatIsUnderWayKeepsWhatItCaptured) {
   std::thread(use).join();
 }
 
+// The thread that makes the call has told nobody of anything before.
+TEST(NoMemoryTest, TheFirstCallOfAThreadOfThePoolEndsWithoutMemory) {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
+    auto result = fiber::BlockingDetached([] {
+      is_everything_refused = true;
+      return 7;
+    });
+    is_everything_refused = false;
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(*result, 7);
+  });
+}
+
 TEST(NoMemoryTest, AFiberThatFindsNoStackWaitsInLineAllTheSame) {
   sched::Run({.workers = 1, .max_stack_memory = 2 * 4096}, [] {
     fiber::Event release;
