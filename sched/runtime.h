@@ -59,7 +59,9 @@ struct Stats {
   uint64_t steals = 0;          // times a worker took another's fibers
   uint64_t worker_wakes = 0;    // times an idle worker was woken on purpose
   uint64_t stalls_spinning = 0;  // times a fiber that computed got a spare thread beside it
-  uint64_t stalls_blocked = 0;   // times one that blocked its thread did, without fiber::Blocking
+  // Times one that blocked its thread did, without fiber::Blocking. Of a fiber that did so when it ran last, for which others
+  // were given its place beforehand: times it blocked for RuntimeOptions::stall_after.
+  uint64_t stalls_blocked = 0;
 };
 
 namespace internal {

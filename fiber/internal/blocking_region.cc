@@ -76,6 +76,7 @@ BoundRegion::BoundRegion() {
   const int saved_errno = errno;
   SetAside(thread, *thread.scheduler);
   fiber_->flags |= Record::kFlagBound;
+  fiber_->set_blocker(false);  // it holds up nobody
   errno = saved_errno;
 }
 

@@ -50,7 +50,8 @@ struct alignas(128) Record {
   // The saved stack pointer while off its worker; before the first run, the Ambient it inherits. Atomic for PrefetchStack only.
   Atomic<void*> context{nullptr};
   Atomic<State> state{State::kFree};
-  uint32_t flags = 0;                // kFlag…; const from spawn to release, but for kFlagBound
+  uint16_t flags = 0;                // kFlag…; const from spawn to release, but for kFlagBound
+  uint16_t blocker = 0;              // see is_blocker
   Record* next = nullptr;            // link of the queue that holds it
   Atomic<WaitBlock*> block{nullptr};  // from the first run to the end; order: owner (release / acquire)
   Scheduler* scheduler = nullptr;    // const from spawn to release; who walks the slabs reads it with SchedulerOf
@@ -64,13 +65,21 @@ struct alignas(128) Record {
   Atomic<const absl::Status*> cancel{nullptr};  // the cause; null: not cancelled. order: cancel
   alignas(8) std::byte storage[40];  // outcome and closure where they fit, else pointers to them
 
-  static constexpr uint32_t kFlagHeapTask = 1;   // storage: void* task, SpawnExtras* extras
+  static constexpr uint16_t kFlagHeapTask = 1;   // storage: void* task, SpawnExtras* extras
   static constexpr uint32_t kStackClassShift = 1;
-  static constexpr uint32_t kStackClassMask = 3u << kStackClassShift;
-  static constexpr uint32_t kFlagBound = 16;  // to its thread: see NoMigrate. Set and cleared by the fiber itself
-  static constexpr uint32_t kFlagEntered = 8;  // by who spawns it, which is outside: see EnterOnlyScheduler
+  static constexpr uint16_t kStackClassMask = 3u << kStackClassShift;
+  static constexpr uint16_t kFlagBound = 16;  // to its thread: see NoMigrate. Set and cleared by the fiber itself
+  static constexpr uint16_t kFlagEntered = 8;  // by who spawns it, which is outside: see EnterOnlyScheduler
 
   bool is_bound() const { return (flags & kFlagBound) != 0; }
+  // That it held up its worker in the kernel when it ran last: so it will, most likely. A hint, set by the monitor of whoever
+  // runs it, even if it has just gone on, or ended.
+  bool is_blocker() const {
+    return std::atomic_ref(const_cast<uint16_t&>(blocker)).load(std::memory_order_relaxed) != 0;
+  }
+  void set_blocker(bool is_blocker) {
+    std::atomic_ref(blocker).store(is_blocker ? 1 : 0, std::memory_order_relaxed);
+  }
   StackClass stack_class() const {
     return static_cast<StackClass>((flags & kStackClassMask) >> kStackClassShift);
   }

@@ -118,7 +118,8 @@ Record& NewFiber(Scheduler* scheduler, SpawnExtras* extras, size_t stack_bytes,
   fiber.context.store(parent == nullptr ? nullptr : Retain(parent->ambient), std::memory_order_relaxed);
   const StackClass cls =
       stack_bytes == 0 ? scheduler->default_stack_class() : StackClassFor(stack_bytes);
-  fiber.flags = static_cast<uint32_t>(cls) << Record::kStackClassShift | entered;
+  fiber.flags = static_cast<uint16_t>(static_cast<uint32_t>(cls) << Record::kStackClassShift | entered);
+  fiber.set_blocker(false);
   if (extras != nullptr) {
     fiber.flags |= Record::kFlagHeapTask;
     fiber.heap_task() = nullptr;

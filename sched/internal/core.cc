@@ -194,9 +194,19 @@ void Core::QueueReady(Record& fiber) {
   }
   ThreadState& thread = ThisThread();
   if (Worker* worker = WorkerOf(thread); worker != nullptr) {
+    if (fiber.is_blocker()) [[unlikely]] {
+      inject_.Push(fiber);
+      WakeIfIdle();
+      return;
+    }
     if (thread.current == nullptr) {
-      // The poller or a timer: the worker is about to look at its queue, and wakes another if there is more than one.
-      worker->PushReady(fiber);
+      // The poller or a timer: the worker is about to look at its queue, and wakes another if there is more than one. Who waits
+      // in the shared queue was ready before.
+      if (inject_.size() > 0) {
+        inject_.Push(fiber);
+      } else {
+        worker->PushReady(fiber);
+      }
       return;
     }
     worker->PushNext(fiber);
@@ -239,7 +249,7 @@ void Core::HandOver(RunQueue& queue) {
   bool has_moved = false;
   if (queue.next_slot.load(std::memory_order_seq_cst) != nullptr) {  // order: stand
     if (Record* next = queue.next_slot.exchange(nullptr, std::memory_order_seq_cst); next != nullptr) {  // order: stand
-      inject_.Push(*next);
+      inject_.Push(*next);  // it came last
       has_moved = true;
     }
   }
@@ -249,7 +259,7 @@ void Core::HandOver(RunQueue& queue) {
     if (count == 0) break;
     for (size_t i = 0; i + 1 < count; ++i) some[i]->next = some[i + 1];
     some[count - 1]->next = nullptr;
-    inject_.PushList(some[0], some[count - 1], count);
+    inject_.PushAhead(some[0], some[count - 1], count);
     left -= std::min(left, count);
     has_moved = true;
   }

@@ -149,23 +149,35 @@ Monitor::View& Monitor::ViewOf(const Worker& worker) {
 void Monitor::Look(Worker& worker, int64_t now_ns) {
   View& view = ViewOf(worker);
   const fiber::internal::ThreadState* const state = worker.state();
+  fiber::internal::Record* fiber = nullptr;
+  if (state != nullptr) fiber = state->current;
   const uint64_t runs = worker.queue().runs.load(std::memory_order_relaxed);
   const bool is_seated = worker.mode() == Worker::Mode::kSeated;
-  if (!is_seated || state == nullptr || state->current == nullptr) {
-    if (is_seated && view.runs != runs) is_anyone_moving_ = true;
-    view.runs = runs;
-    view.since_ns = 0;
-    return;
+  // Who gave way to the others (Worker::GiveWay) holds up nobody, but is to be known all the same.
+  const bool is_looked_at = fiber != nullptr && (is_seated || fiber->is_blocker());
+  if (is_seated && view.runs != runs) is_anyone_moving_ = true;
+  if (!is_looked_at || view.since_ns == 0 || view.runs != runs) {
+    view = {.runs = runs, .since_ns = is_looked_at ? now_ns : 0};
+  } else if (is_seated) {
+    worker.queue().slice_over.store(runs, std::memory_order_relaxed);
+    same_.push_back(&worker);
+  } else if (!view.is_accused && now_ns - view.since_ns >= absl::ToInt64Nanoseconds(core_.options().stall_after)) {
+    Accuse(worker, view, Stall::Kind::kBlocked, now_ns);
   }
-  if (view.since_ns == 0 || view.runs != runs) {
-    if (view.runs != runs) is_anyone_moving_ = true;
-    view.runs = runs;
-    view.since_ns = now_ns;
-    view.cpu_ns = -1;
-    return;
-  }
-  worker.queue().slice_over.store(runs, std::memory_order_relaxed);
-  same_.push_back(&worker);
+}
+
+void Monitor::Accuse(Worker& worker, View& view, Stall::Kind kind, int64_t now_ns) {
+  view.is_accused = true;
+  culprits_.push_back({.worker = &worker,
+                       .kind = kind,
+                       .runs = view.runs,
+                       .since_ns = view.since_ns,
+                       .stood_ns = now_ns,
+                       .first_cpu_ns = view.first_cpu_ns,
+                       .tries = 0,
+                       .is_wanted = false});
+  Atomic<uint64_t>& count = kind == Stall::Kind::kBlocked ? stalls_blocked_ : stalls_spinning_;
+  count.store(count.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
 }
 
 // Events that nobody has polled for come to the shared queue, and timers that are due to whoever can leave its fiber.
@@ -211,18 +223,10 @@ bool Monitor::Relieve(int64_t now_ns) {
     is_urgent = true;
     if (!core_.crew().StandUp(*worker)) continue;
     core_.HandOver(worker->queue());
+    if (is_blocked) MarkBlocker(*worker);
     has_blocked = has_blocked || is_blocked;
     ++stood_up;
-    culprits_.push_back({.worker = worker,
-                         .kind = is_blocked ? Stall::Kind::kBlocked : Stall::Kind::kSpinning,
-                         .runs = view.runs,
-                         .since_ns = view.since_ns,
-                         .stood_ns = now_ns,
-                         .first_cpu_ns = view.first_cpu_ns,
-                         .tries = 0,
-                         .is_wanted = false});
-    Atomic<uint64_t>& count = is_blocked ? stalls_blocked_ : stalls_spinning_;
-    count.store(count.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+    Accuse(*worker, view, is_blocked ? Stall::Kind::kBlocked : Stall::Kind::kSpinning, now_ns);
   }
   if (has_blocked) {
     burst_ = now_ns - blocked_ns_ < kBurstNs ? std::min(2 * burst_, kMostAtOnce) : 1;
@@ -236,6 +240,14 @@ bool Monitor::Relieve(int64_t now_ns) {
   }
   if (core_.crew().free_seats() > 0) core_.crew().FillSeats();
   return is_urgent;
+}
+
+// Next time others need not wait until that is seen.
+void Monitor::MarkBlocker(const Worker& worker) {
+  const fiber::internal::ThreadState* const state = worker.state();
+  if (state == nullptr) return;
+  fiber::internal::Record* const fiber = state->current;
+  if (fiber != nullptr) fiber->set_blocker(true);
 }
 
 // When others go on, those who held them up are told of: which fiber, and where it is.

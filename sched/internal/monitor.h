@@ -16,7 +16,9 @@
 //
 // Blocked means: its CPU clock stood still from one tick to the next, and the kernel says that it does not run; a thread
 // that only lost its CPU is runnable. Of fibers that block one after the other, each would take two ticks: while more are
-// seen to block within kBurstNs, twice as many are called each time, on seats that are taken back when none is any more.
+// seen to block within kBurstNs, twice as many are called each time, on seats that are taken back when none is any more. And
+// who has been seen to block is taken for a blocker from then on, to which its worker gives way beforehand, until it does not
+// block for once (Worker::GiveWay).
 //
 // Ticks: kFastNs while something is suspected, or waits though somebody is idle, kBusyNs while all are busy and anything is
 // queued or armed, otherwise twice as long each time up to kSlowNs. When nobody has run a fiber for kRestAfterNs it sleeps,
@@ -29,13 +31,13 @@
 #include <pthread.h>
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
-#include <memory>
 #include "fiber/internal/atomic.h"
+#include "fiber/internal/thread_state.h"
 #include "sched/internal/stall_reporter.h"
 
-#include "fiber/internal/thread_state.h"
 namespace sched::internal {
 
 using fiber::internal::Atomic;
@@ -84,9 +86,10 @@ class Monitor {
     int64_t since_ns = 0;   // of the first look at this run; 0: it was in no fiber
     int64_t cpu_ns = -1;    // its thread's CPU clock when that was last read; -1: not in this run
     int64_t first_cpu_ns = 0;  // and when it was first read
+    bool is_accused = false;   // of this run
   };
 
-  // A worker that was made to stand, as long as it is in the same run and has not been told of: a look at what moves may fail.
+  // A worker that was made to stand, or gave way, as long as it is in the same run and has not been told of: a look at what moves may fail.
   struct Culprit {
     Worker* worker;
     Stall::Kind kind;
@@ -107,8 +110,10 @@ class Monitor {
   void TakeBackSeats(int64_t now_ns);
   View& ViewOf(const Worker& worker);
   void Look(Worker& worker, int64_t now_ns);
+  void Accuse(Worker& worker, View& view, Stall::Kind kind, int64_t now_ns);
   bool Relieve(int64_t now_ns);
   bool IsBlocked(Worker& worker, View& view);
+  void MarkBlocker(const Worker& worker);
   void ReportCulprits(int64_t now_ns);
   bool Report(Culprit& culprit, int64_t now_ns);
   void PollForOthers(int64_t now_ns);
@@ -116,12 +121,12 @@ class Monitor {
   Core& core_;
   pthread_t thread_{};
   bool has_thread_ = false;
+  std::unique_ptr<fiber::internal::ThreadState> first_state_;  // until the thread has it
   Atomic<uint32_t> asleep_{0};      // futex
   Atomic<uint32_t> is_stopped_{0};  // futex. order: stop
   Atomic<uint64_t> stalls_spinning_{0};
   Atomic<uint64_t> stalls_blocked_{0};
 
-  std::unique_ptr<fiber::internal::ThreadState> first_state_;  // until the thread has it
   // The monitor's thread only.
   std::vector<View> views_;        // by Worker::index
   std::vector<Worker*> same_;      // in the run they were in a tick ago

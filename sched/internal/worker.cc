@@ -257,6 +257,7 @@ Record* Worker::FindNext() {
   fiber::internal::Backoff backoff;
   for (;;) {
     if (core_.is_stopped()) return nullptr;
+    if (blocker_ != nullptr) [[unlikely]] LookBack();
     if (core_.crew().has_surplus()) [[unlikely]] (void)core_.crew().StandUp(*this);
     if (is_standing()) [[unlikely]] {
       if (!StopStanding()) return nullptr;
@@ -291,9 +292,26 @@ Record* Worker::Found(Record* fiber) {
   } else if (core_.idle().idle() > 0 && queue_.has_fibers()) {
     core_.WakeIfIdle();
   }
+  if (fiber->is_blocker()) [[unlikely]] GiveWay(*fiber);
   // The monitor may have made it stand since it looked last: then nobody looks for what it has taken along.
   if (is_standing()) [[unlikely]] core_.HandOver(queue_);
   return fiber;
+}
+
+// Before a fiber that blocked when it ran last: as if it had said so (fiber::Blocking). Otherwise each of many such fibers would
+// hold up all others until the monitor has seen it.
+void Worker::GiveWay(Record& fiber) {
+  if (!core_.crew().has_spares()) return;
+  blocker_ = &fiber;
+  blocker_since_ns_ = fiber::internal::MonotonicNs();
+  BeginBlocking();
+  queue_.maintenance_at.store(0, std::memory_order_relaxed);  // from its next scheduling point this thread comes back
+}
+
+// It has not blocked this time: no blocker any more. The record may be another's by now, who loses a hint at most.
+void Worker::LookBack() {
+  if (fiber::internal::MonotonicNs() - blocker_since_ns_ < kBlockedNs) blocker_->set_blocker(false);
+  blocker_ = nullptr;
 }
 
 // A turn for what does not come by itself: timers, events, and fibers queued from outside, one of which goes first.
@@ -307,7 +325,7 @@ Record* Worker::Maintain() {
   if (StackDepot::Get().HasWaiters()) core_.RetryStacks();
   AddOne(queue_.polls);
   if (EventSource* source = core_.installed_source(); source != nullptr) source->Poll(0);
-  return TakeOneShared();
+  return core_.inject().size() > kLongLine ? TakeShared() : TakeOneShared();
 }
 
 // One fiber queued from outside, so that a worker with plenty of its own does not forget them. From either queue by turns:

@@ -108,6 +108,10 @@ class Worker {
   // Every so many rounds (next-slot runs apart) an unstarted fiber goes before the ring, the oldest, so that neither starves.
   static constexpr uint64_t kUnstartedShare = 8;
   static constexpr size_t kMostTakenAtOnce = 32;
+  // From so many on the shared queue is served as the own one is, by the handful.
+  static constexpr size_t kLongLine = 8;
+  // Who keeps its worker for less has not blocked. Monitor::kFastNs: to wake another is worth that.
+  static constexpr int64_t kBlockedNs = 200'000;
   static constexpr int kSearchRounds = fiber::internal::kIsModel ? 1 : 4;
 
   // So long fibers may wait behind those of their own worker before another is woken for them: a wake-up costs twice that
@@ -131,6 +135,8 @@ class Worker {
   Record* StealNextSlot(RunQueue& victim);
   Record* Bound(Record* fiber);
   Record* Found(Record* fiber);
+  void GiveWay(Record& fiber);
+  void LookBack();
   void Sleep(fiber::internal::Backoff& backoff);
   void Wake();
   void ExpireTimers();
@@ -140,13 +146,13 @@ class Worker {
   Core& core_;
   RunQueue& queue_;
   const uint32_t index_;
+  std::unique_ptr<fiber::internal::ThreadState> first_state_;  // for a thread that is being made
   fiber::internal::ThreadState* state_ = nullptr;
   pthread_t thread_{};
   bool has_thread_ = false;
   Atomic<pid_t> thread_id_{0};
   Atomic<Mode> mode_{Mode::kGone};
   Atomic<uint32_t> calls_{0};  // futex. order: call — release by who calls, acquire by the worker
-  std::unique_ptr<fiber::internal::ThreadState> first_state_;  // for a thread that is being made
   Atomic<const fiber::internal::ThreadState*> published_state_{nullptr};
   Idle::Role role_ = Idle::Role::kBusy;
   uint64_t tick_ = 0;
@@ -155,6 +161,8 @@ class Worker {
   uint64_t turns_ = 0;  // rounds that found no fiber in the next-slot
   bool is_unstarted_turn_ = false;
   bool owes_keeper_ = false;
+  Record* blocker_ = nullptr;     // that it ran last, without a seat
+  int64_t blocker_since_ns_ = 0;
   uint64_t random_;
 };
 

@@ -490,6 +490,13 @@ PLANTED_BUGS = {
         "  core_.HandOver(queue_);\n  // Somebody who is awake",
         "  // Somebody who is awake",
     ),
+    "blocker_runs_like_any_other": (
+        "worker_cases",
+        "BlockerIsGivenWayTo",
+        "sched/internal/worker.cc",
+        "  if (fiber->is_blocker()) [[unlikely]] GiveWay(*fiber);\n",
+        "",
+    ),
     "seat_is_kept": (
         "worker_cases",
         "BlockingHandsOverAndComesBack",

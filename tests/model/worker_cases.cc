@@ -494,6 +494,39 @@ Case BlockingHandsOverAndComesBack() {
           }};
 }
 
+// One that blocked when it ran last blocks again, until another has run, which is in line behind it or comes from outside.
+// Whoever takes it gives up the seat first.
+Case BlockerIsGivenWayTo() {
+  auto world = MakeWorld(1, 3, Wakes::kDeferred, 2);
+  world->record(1).set_blocker(true);
+  world->Then(0, [world](ThreadState&) { world->Ready(1); });
+  world->Then(1, [world](ThreadState&) {
+    Await(world->fiber(2), [world] { return world->has_ended(2); });
+  });
+  world->Then(2, Ends);
+  world->core().inject().Push(world->record(0));
+  return {.threads = {world->Work(0), world->Spare(1), [world] { world->Ready(2); }}, .finish = [world] {
+            world->CheckAllRan();
+            world->CheckSeats();
+          }};
+}
+
+// The same, where all three are in line from the beginning.
+Case BlockerIsInLine() {
+  auto world = MakeWorld(1, 3, Wakes::kDeferred, 2);
+  world->record(1).set_blocker(true);
+  world->Then(0, Ends);
+  world->Then(1, [world](ThreadState&) {
+    Await(world->fiber(2), [world] { return world->has_ended(2); });
+  });
+  world->Then(2, Ends);
+  for (int i = 0; i < 3; ++i) world->core().inject().Push(world->record(i));
+  return {.threads = {world->Work(0), world->Spare(1)}, .finish = [world] {
+            world->CheckAllRan();
+            world->CheckSeats();
+          }};
+}
+
 // Two workers, both of which block, and one spare thread: whoever comes back first finds a free seat, or the spare in it.
 Case TwoBlockAtOnce() {
   auto world = MakeWorld(2, 2, Wakes::kDeferred, 3);
@@ -561,6 +594,8 @@ std::span<const NamedCase> Cases() {
       {"PushesWhileMadeToStand", PushesWhileMadeToStand, 2},
       {"MadeToStandBetweenFibers", MadeToStandBetweenFibers, 2},
       {"BlockingHandsOverAndComesBack", BlockingHandsOverAndComesBack, 2},
+      {"BlockerIsGivenWayTo", BlockerIsGivenWayTo, 1},
+      {"BlockerIsInLine", BlockerIsInLine, 2},
       {"TwoBlockAtOnce", TwoBlockAtOnce, 1},
       {"MonitorSleepsOnlyWhileAllAreIdle", MonitorSleepsOnlyWhileAllAreIdle, 2},
       {"SeatsAreTakenBack", SeatsAreTakenBack, 1},
@@ -586,6 +621,8 @@ std::string Describe(const Record&) { return "a fiber"; }
 std::string DescribeUnheld(Record&) { return "a fiber"; }
 void ForEachRecord(absl::FunctionRef<void(Record&)>) {}
 void ClaimForCancel(Record&, uint64_t) {}
+std::unique_ptr<ThreadState> NewThreadState() { return std::make_unique<ThreadState>(); }
+void AdoptThreadState(std::unique_ptr<ThreadState>) {}
 void BecomeWorker(ThreadState&, Scheduler&, void*) {}
 void StopBeingWorker(ThreadState&) {}
 void GiveStacks(ThreadState&) {}
@@ -621,8 +658,6 @@ int InstallProbeSignal() { return 0; }
 ThreadProbe::ThreadProbe(pthread_t, pid_t, const fiber::internal::ThreadState& state) : tid_(0), state_(state) {}
 int64_t ThreadProbe::CpuNs() const { return 0; }
 char ThreadProbe::State() const { return 'S'; }
-std::unique_ptr<ThreadState> NewThreadState() { return std::make_unique<ThreadState>(); }
-void AdoptThreadState(std::unique_ptr<ThreadState>) {}
 std::optional<Stall> ThreadProbe::Describe(Stall::Kind, absl::Duration, absl::Duration) const { return std::nullopt; }
 bool StallLog::ShouldReport(const std::source_location&, int64_t) { return false; }
 StallReporter::StallReporter(Hook hook) : hook_(std::move(hook)), is_logging_(false) {}

@@ -49,6 +49,44 @@ TEST(SharedQueueTest, AListGoesBehindWhatIsThere) {
   }
 }
 
+TEST(SharedQueueTest, TheTwoLinesTakeTurns) {
+  Record fibers[6];
+  SharedQueue queue;
+  for (int i = 0; i < 4; ++i) queue.Push(fibers[i]);
+  fibers[4].next = &fibers[5];
+  fibers[5].next = nullptr;
+  queue.PushAhead(&fibers[4], &fibers[5], 2);
+  EXPECT_EQ(queue.size(), 6u);
+  size_t count;
+  Record* list = queue.Take(3, &count);
+  EXPECT_EQ(count, 3u);
+  for (int i : {4, 0, 5}) {
+    ASSERT_EQ(list, &fibers[i]);
+    list = list->next;
+  }
+  EXPECT_EQ(list, nullptr);
+  // Whose turn it was last is remembered.
+  fibers[5].next = nullptr;
+  queue.PushAhead(&fibers[5], &fibers[5], 1);
+  for (int i : {1, 5, 2, 3}) ASSERT_EQ(queue.Take(1, &count), &fibers[i]);
+  EXPECT_EQ(queue.size(), 0u);
+}
+
+TEST(SharedQueueTest, ABlockerIsTakenAlone) {
+  Record fibers[4];
+  fibers[1].set_blocker(true);
+  fibers[2].set_blocker(true);
+  SharedQueue queue;
+  for (Record& fiber : fibers) queue.Push(fiber);
+  for (Record& fiber : fibers) {
+    size_t count;
+    Record* const list = queue.Take(4, &count);
+    EXPECT_EQ(count, 1u);
+    ASSERT_EQ(list, &fiber);
+    EXPECT_EQ(list->next, nullptr);
+  }
+}
+
 TEST(SharedQueueTest, TakingNoneTakesNone) {
   Record fiber;
   SharedQueue queue;

@@ -240,6 +240,59 @@ TEST_P(StallTest, FibersThatComputeAndBlockAtRandomLoseNothing) {
 
 INSTANTIATE_TEST_SUITE_P(Workers, StallTest, testing::Values(1, 2, 3));
 
+void Nap(std::chrono::milliseconds length) { std::this_thread::sleep_for(length); }
+
+// Who has been seen to block is given way to beforehand from then on.
+TEST_P(StallTest, AFiberThatBlocksAgainAndAgainIsMadeToStandOnce) {
+  constexpr int kRounds = 30;
+  sched::Runtime runtime({.workers = GetParam(), .stall_after = absl::Seconds(100)});
+  std::atomic<int> others{0};
+  std::atomic<bool> has_ended{false};
+  auto busy = runtime.Spawn([&] {
+    while (!has_ended) {
+      ++others;
+      fiber::Yield();
+    }
+  });
+  std::vector<fiber::JoinHandle<void>> blockers;
+  for (int i = 0; i < GetParam(); ++i) {
+    blockers.push_back(runtime.Spawn([&] {
+      for (int round = 0; round < kRounds; ++round) {
+        // By a timer, so not as one that another fiber unparks.
+        EXPECT_TRUE(fiber::Sleep(absl::Milliseconds(1)).ok());
+        const int until = others + 2;
+        while (others < until) Nap(std::chrono::milliseconds(1));
+      }
+    }));
+  }
+  for (auto& blocker : blockers) blocker.Join();
+  has_ended = true;
+  busy.Join();
+  // Each once, and again if it had just gone on when it was to be remembered.
+  EXPECT_LE(runtime.stats().stalls_blocked, static_cast<uint64_t>(GetParam()) * kRounds / 3);
+}
+
+// The first time it is made to stand; the next times it is given way to, and seen by how long that lasts.
+TEST(StallReportTest, ABlockerThatBlocksForLongIsToldOfThoughItHoldsUpNobody) {
+  Stalls stalls;
+  sched::Runtime runtime({.workers = 1, .on_stall = stalls.hook()});
+  std::atomic<bool> has_ended{false};
+  auto busy = runtime.Spawn([&] {
+    while (!has_ended) fiber::Yield();
+  });
+  runtime.Spawn({.name = "blocker"}, [&] {
+    while (runtime.stats().stalls_blocked < 3) {
+      EXPECT_TRUE(fiber::Sleep(absl::Milliseconds(1)).ok());
+      const uint64_t before = runtime.stats().stalls_blocked;
+      while (runtime.stats().stalls_blocked == before) Nap(std::chrono::milliseconds(20));
+    }
+  }).Join();
+  has_ended = true;
+  busy.Join();
+  ASSERT_GE(stalls.all().size(), 1u);
+  EXPECT_EQ(stalls.all()[0].name, "blocker");
+}
+
 TEST(StallReportTest, SaysWhichFiberComputesAndWhere) {
   Stalls stalls;
   {
