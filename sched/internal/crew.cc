@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <mutex>
 #include <new>
+#include <utility>
 
 #include "fiber/internal/futex.h"
 #include "fiber/internal/thread_state.h"
@@ -162,6 +163,20 @@ Worker* Crew::TakeForSeat() {
     worker->Call();
     return worker;
   }
+  Worker* const worker = TakeThreadless();
+  return worker != nullptr && StartThread(*worker, /*is_seated=*/true) ? worker : nullptr;
+}
+
+void Crew::PrepareSpare() {
+  std::lock_guard hold(mutex_);
+  if (is_stopped_ || resting_ != nullptr) return;
+  const int64_t next_complaint = std::exchange(next_complaint_ns_, fiber::internal::kNeverNs);  // nobody is missing yet
+  if (Worker* const worker = TakeThreadless(); worker != nullptr) (void)StartThread(*worker, /*is_seated=*/false);
+  next_complaint_ns_ = next_complaint;
+}
+
+// Null: there may be none, or not now.
+Worker* Crew::TakeThreadless() {
   const auto gone = std::find_if(workers_.begin(), workers_.end(), [](const auto& worker) {
     return worker->mode() == Worker::Mode::kGone && worker->IsThreadGone();
   });
@@ -179,11 +194,11 @@ Worker* Crew::TakeForSeat() {
       return nullptr;
     }
   }
-  return StartThread(*worker) ? worker : nullptr;
+  return worker;
 }
 
-bool Crew::StartThread(Worker& worker) {
-  worker.Sit();
+bool Crew::StartThread(Worker& worker, bool is_seated) {
+  is_seated ? worker.Sit() : worker.Stand();
   CountQueues();
   if (worker.Start()) {
     threads_.store(threads_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);

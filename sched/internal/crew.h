@@ -20,6 +20,7 @@
 //   resting  seated    who fills seats       a seat is free
 //   resting  gone      itself                nobody called it for kRestNs; the thread ends
 //   gone     seated    who fills seats       a seat is free and nobody rests; a new thread
+//   gone     standing  the monitor           somebody will be needed soon and nobody rests; a new thread, which then rests
 //
 // The first three are a CAS each, by mode; the rest happen under mutex_, where the free seats are counted, and so does
 // seated → standing. A worker goes to sleep only if it is seated, so at most as many are idle as there are seats.
@@ -93,6 +94,9 @@ class Crew {
   const fiber::internal::ThreadState* Pin(Worker& worker);
   void Unpin(Worker& worker);
 
+  // A new thread, if nobody rests: where one will be needed soon. Where all CPUs compute, a new one waits for them for some
+  // milliseconds, and one that rested does not.
+  void PrepareSpare();
   // Calls somebody for each free seat, as long as somebody can be had. By whoever freed one.
   void FillSeats();
   // Whether that may help: a thread that could not be made is not tried again for kRetryNs.
@@ -111,8 +115,9 @@ class Crew {
  private:
   // Under mutex_.
   Worker* TakeForSeat();
+  Worker* TakeThreadless();
   Worker* MakeWorker();
-  bool StartThread(Worker& worker);
+  bool StartThread(Worker& worker, bool is_seated);
   void Forget(Worker& worker);
   void CountQueues();
   void NoThread(const char* why);

@@ -210,10 +210,16 @@ bool Monitor::Relieve(int64_t now_ns) {
   bool has_blocked = false;
   for (Worker* const worker : same_) {
     View& view = ViewOf(*worker);
+    // What it does shows from the second look on, however long it has been there: nobody cared before.
+    const bool is_first_look = view.cpu_ns < 0;
     const bool is_blocked = IsBlocked(*worker, view);
     const int64_t stall_after = absl::ToInt64Nanoseconds(core_.options().stall_after);
-    if (!is_blocked && now_ns - view.since_ns < stall_after) {
+    if (is_first_look || (!is_blocked && now_ns - view.since_ns < stall_after)) {
       is_urgent = true;
+      if (!view.is_prepared_for && !is_anyone_moving_ && now_ns - view.since_ns >= stall_after / 2) {
+        view.is_prepared_for = true;
+        core_.crew().PrepareSpare();
+      }
       continue;
     }
     if (!is_blocked && is_anyone_moving_) {

@@ -86,7 +86,8 @@ class Monitor {
     int64_t since_ns = 0;   // of the first look at this run; 0: it was in no fiber
     int64_t cpu_ns = -1;    // its thread's CPU clock when that was last read; -1: not in this run
     int64_t first_cpu_ns = 0;  // and when it was first read
-    bool is_accused = false;   // of this run
+    bool is_prepared_for = false;  // there is a spare thread in case it is to stand
+    bool is_accused = false;       // of this run
   };
 
   // A worker that was made to stand, or gave way, as long as it is in the same run and has not been told of: a look at what moves may fail.

@@ -42,6 +42,7 @@ class Worker {
   bool has_thread() const { return has_thread_; }
   void Join();
   void Sit() { mode_.store(Mode::kSeated, std::memory_order_seq_cst); }      // order: stand
+  void Stand() { mode_.store(Mode::kStanding, std::memory_order_seq_cst); }   // order: stand
   void LieDown() { mode_.store(Mode::kResting, std::memory_order_seq_cst); }  // order: stand
   void Leave();
   // Seated → standing.

@@ -31,6 +31,7 @@
 #define private public
 #define thread_local
 #define pthread_join(thread, result) ((void)(thread))
+#define pthread_tryjoin_np(thread, result) ((void)(thread), 0)
 #include "sched/internal/core.h"
 #include "sched/internal/worker.h"
 //
@@ -46,6 +47,7 @@
 #undef private
 #undef thread_local
 #undef pthread_join
+#undef pthread_tryjoin_np
 
 namespace model {
 namespace {
@@ -474,6 +476,30 @@ Case MadeToStandBetweenFibers() {
           }};
 }
 
+// A thread is made for a worker that may be needed, and comes to rest, or takes a seat that is free by then.
+Case SpareIsPrepared() {
+  auto world = MakeWorld(1, 3, Wakes::kDeferred, 2);
+  world->Then(0, Ends);
+  world->Then(1, [world](ThreadState& thread) {
+    if (!static_cast<Worker*>(thread.worker)->is_standing()) return;
+    Await(world->fiber(2), [world] { return world->has_ended(2); });
+  });
+  world->Then(2, Ends);
+  for (int i = 0; i < 3; ++i) world->core().inject().Push(world->record(i));
+  return {.threads = {world->Work(0), world->Spare(1),
+                      [world] {
+                        Worker& worker = *world->core().crew_.workers_[0];
+                        world->core().crew().PrepareSpare();
+                        if (!world->core().crew().StandUp(worker)) return;
+                        world->core().HandOver(worker.queue());
+                        world->core().crew().FillSeats();
+                      }},
+          .finish = [world] {
+            world->CheckAllRan();
+            world->CheckSeats();
+          }};
+}
+
 // A fiber blocks until another has run, which was behind it on the only worker. The two threads then have one seat, which the
 // first wants back while the other rests, or the other way round.
 Case BlockingHandsOverAndComesBack() {
@@ -593,6 +619,7 @@ std::span<const NamedCase> Cases() {
       {"MonitorReplacesAWorkerThatBlocks", MonitorReplacesAWorkerThatBlocks, 2},
       {"PushesWhileMadeToStand", PushesWhileMadeToStand, 2},
       {"MadeToStandBetweenFibers", MadeToStandBetweenFibers, 2},
+      {"SpareIsPrepared", SpareIsPrepared, 2},
       {"BlockingHandsOverAndComesBack", BlockingHandsOverAndComesBack, 2},
       {"BlockerIsGivenWayTo", BlockerIsGivenWayTo, 1},
       {"BlockerIsInLine", BlockerIsInLine, 2},
