@@ -90,9 +90,22 @@ class Crew {
   // Visits every worker that has a thread, which stays meanwhile.
   void ForEach(absl::FunctionRef<void(Worker&)> visit);
 
-  // Keeps the worker's thread, and so its state, from ending until Unpin. Null: it has no thread that runs.
-  const fiber::internal::ThreadState* Pin(Worker& worker);
-  void Unpin(Worker& worker);
+  // Keeps a worker's thread, and so its state, from ending. state(): null: it has no thread that runs.
+  class Pinned {
+   public:
+    Pinned(Crew& crew, Worker& worker) : crew_(crew), worker_(worker), state_(crew.Pin(worker)) {}
+    Pinned(const Pinned&) = delete;
+    Pinned& operator=(const Pinned&) = delete;
+    ~Pinned() {
+      if (state_ != nullptr) crew_.Unpin(worker_);
+    }
+    const fiber::internal::ThreadState* state() const { return state_; }
+
+   private:
+    Crew& crew_;
+    Worker& worker_;
+    const fiber::internal::ThreadState* const state_;
+  };
 
   // A new thread, if nobody rests: where one will be needed soon. Where all CPUs compute, a new one waits for them for some
   // milliseconds, and one that rested does not.
@@ -113,6 +126,9 @@ class Crew {
   static constexpr int64_t kRetryNs = 50'000'000;
 
  private:
+  const fiber::internal::ThreadState* Pin(Worker& worker);
+  void Unpin(Worker& worker);
+
   // Under mutex_.
   Worker* TakeForSeat();
   Worker* TakeThreadless();

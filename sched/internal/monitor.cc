@@ -209,10 +209,13 @@ bool Monitor::Relieve(int64_t now_ns) {
   int32_t stood_up = 0;
   bool has_blocked = false;
   for (Worker* const worker : same_) {
+    // It may have gone on, and its thread ended, since it was looked at.
+    const Crew::Pinned pinned(core_.crew(), *worker);
+    if (pinned.state() == nullptr) continue;
     View& view = ViewOf(*worker);
     // What it does shows from the second look on, however long it has been there: nobody cared before.
     const bool is_first_look = view.cpu_ns < 0;
-    const bool is_blocked = IsBlocked(*worker, view);
+    const bool is_blocked = IsBlocked(*worker, *pinned.state(), view);
     const int64_t stall_after = absl::ToInt64Nanoseconds(core_.options().stall_after);
     if (is_first_look || (!is_blocked && now_ns - view.since_ns < stall_after)) {
       is_urgent = true;
@@ -229,7 +232,9 @@ bool Monitor::Relieve(int64_t now_ns) {
     is_urgent = true;
     if (!core_.crew().StandUp(*worker)) continue;
     core_.HandOver(worker->queue());
-    if (is_blocked) MarkBlocker(*worker);
+    if (fiber::internal::Record* const fiber = pinned.state()->current; is_blocked && fiber != nullptr) {
+      fiber->set_blocker(true);  // next time others need not wait until that is seen
+    }
     has_blocked = has_blocked || is_blocked;
     ++stood_up;
     Accuse(*worker, view, is_blocked ? Stall::Kind::kBlocked : Stall::Kind::kSpinning, now_ns);
@@ -248,14 +253,6 @@ bool Monitor::Relieve(int64_t now_ns) {
   return is_urgent;
 }
 
-// Next time others need not wait until that is seen.
-void Monitor::MarkBlocker(const Worker& worker) {
-  const fiber::internal::ThreadState* const state = worker.state();
-  if (state == nullptr) return;
-  fiber::internal::Record* const fiber = state->current;
-  if (fiber != nullptr) fiber->set_blocker(true);
-}
-
 // When others go on, those who held them up are told of: which fiber, and where it is.
 void Monitor::ReportCulprits(int64_t now_ns) {
   const int64_t stall_after = absl::ToInt64Nanoseconds(core_.options().stall_after);
@@ -271,9 +268,10 @@ void Monitor::ReportCulprits(int64_t now_ns) {
 // True: there is nothing more to tell.
 bool Monitor::Report(Culprit& culprit, int64_t now_ns) {
   Worker& worker = *culprit.worker;
-  const fiber::internal::ThreadState* const state = core_.crew().Pin(worker);
-  if (state == nullptr) return true;
-  fiber::internal::Record* const fiber = state->current;
+  const Crew::Pinned pinned(core_.crew(), worker);
+  if (pinned.state() == nullptr) return true;
+  const fiber::internal::ThreadState& state = *pinned.state();
+  fiber::internal::Record* const fiber = state.current;
   bool is_told = fiber == nullptr;
   try {
     if (!is_told && !culprit.is_wanted) {
@@ -281,7 +279,7 @@ bool Monitor::Report(Culprit& culprit, int64_t now_ns) {
       is_told = !culprit.is_wanted;
     }
     if (!is_told) {
-      const ThreadProbe probe(worker.thread(), worker.thread_id(), *state);
+      const ThreadProbe probe(worker.thread(), worker.thread_id(), state);
       // As long as its thread has had no CPU, as on a busy machine, it is not the fiber's doing.
       const bool is_doing = culprit.kind == Stall::Kind::kBlocked ||
                             probe.CpuNs() - culprit.first_cpu_ns >= absl::ToInt64Nanoseconds(core_.options().stall_after) / 4;
@@ -295,15 +293,12 @@ bool Monitor::Report(Culprit& culprit, int64_t now_ns) {
   } catch (const std::bad_alloc&) {
     is_told = true;  // there is no memory for a report
   }
-  core_.crew().Unpin(worker);
   return is_told;
 }
 
 // The second look at it that finds its clock where it was.
-bool Monitor::IsBlocked(Worker& worker, View& view) {
-  const fiber::internal::ThreadState* const state = worker.state();
-  if (state == nullptr) return false;
-  const ThreadProbe probe(worker.thread(), worker.thread_id(), *state);
+bool Monitor::IsBlocked(const Worker& worker, const fiber::internal::ThreadState& state, View& view) {
+  const ThreadProbe probe(worker.thread(), worker.thread_id(), state);
   const int64_t before = view.cpu_ns;
   view.cpu_ns = probe.CpuNs();
   if (before < 0) view.first_cpu_ns = view.cpu_ns;

@@ -113,8 +113,7 @@ class Monitor {
   void Look(Worker& worker, int64_t now_ns);
   void Accuse(Worker& worker, View& view, Stall::Kind kind, int64_t now_ns);
   bool Relieve(int64_t now_ns);
-  bool IsBlocked(Worker& worker, View& view);
-  void MarkBlocker(const Worker& worker);
+  static bool IsBlocked(const Worker& worker, const fiber::internal::ThreadState& state, View& view);
   void ReportCulprits(int64_t now_ns);
   bool Report(Culprit& culprit, int64_t now_ns);
   void PollForOthers(int64_t now_ns);
