@@ -219,7 +219,8 @@ bool Monitor::Relieve(int64_t now_ns) {
     const int64_t stall_after = absl::ToInt64Nanoseconds(core_.options().stall_after);
     if (is_first_look || (!is_blocked && now_ns - view.since_ns < stall_after)) {
       is_urgent = true;
-      if (!view.is_prepared_for && !is_anyone_moving_ && now_ns - view.since_ns >= stall_after / 2) {
+      // By its CPU clock: on a busy machine others may have kept it from computing.
+      if (!view.is_prepared_for && !is_anyone_moving_ && view.cpu_ns - view.first_cpu_ns >= stall_after / 2) {
         view.is_prepared_for = true;
         core_.crew().PrepareSpare();
       }
