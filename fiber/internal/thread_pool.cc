@@ -6,6 +6,7 @@
 #include <signal.h>
 
 #include <cstring>
+#include <memory>
 #include <new>
 #include <utility>
 
@@ -194,13 +195,16 @@ void ThreadPool::Start() {
     programs_signals_ = signals;
   }
   // It tells fibers of the ends of calls, for which it needs a state.
-  auto* const birth = new (std::nothrow) Birth{this, NewThreadState()};
   int error = ENOMEM;
-  if (birth != nullptr && birth->state != nullptr) {
-    error = System().pthread_create(&thread, nullptr, &Entry, birth);
-    if (error == 0) return;
+  try {
+    auto birth = std::make_unique<Birth>(Birth{this, NewThreadState()});
+    if (birth->state != nullptr) error = System().pthread_create(&thread, nullptr, &Entry, birth.get());
+    if (error == 0) {
+      (void)birth.release();  // it is the thread's
+      return;
+    }
+  } catch (const std::bad_alloc&) {
   }
-  delete birth;
   PooledCall* refused = nullptr;
   {
     SpinLockHolder hold(lock_);
@@ -222,10 +226,10 @@ void ThreadPool::Start() {
 }
 
 void* ThreadPool::Entry(void* argument) {
-  auto* const birth = static_cast<Birth*>(argument);
+  std::unique_ptr<Birth> birth(static_cast<Birth*>(argument));
   ThreadPool& pool = *birth->pool;
   AdoptThreadState(std::move(birth->state));
-  delete birth;
+  birth = nullptr;
   Thread self;
   {
     SpinLockHolder hold(pool.lock_);

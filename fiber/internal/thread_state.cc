@@ -108,7 +108,11 @@ void Adopt(ThreadState* thread) {
 }  // namespace
 
 std::unique_ptr<ThreadState> NewThreadState() {
-  return std::unique_ptr<ThreadState>(new (std::nothrow) ThreadState);
+  try {
+    return std::make_unique<ThreadState>();
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
 }
 
 void AdoptThreadState(std::unique_ptr<ThreadState> state) { Adopt(state.release()); }
