@@ -454,7 +454,7 @@ Case PushesWhileMadeToStand() {
 
 // A worker is made to stand by a monitor that has seen it stay, when it has come back meanwhile and takes fibers, one and then a
 // share of two: the first of these, if it finds itself standing, waits for the other, which somebody else has to run.
-Case MadeToStandBetweenFibers() {
+Case StandsBetweenFibers(bool is_spare_prepared) {
   auto world = MakeWorld(1, 3, Wakes::kDeferred, 2);
   world->Then(0, Ends);
   world->Then(1, [world](ThreadState& thread) {
@@ -464,8 +464,9 @@ Case MadeToStandBetweenFibers() {
   world->Then(2, Ends);
   for (int i = 0; i < 3; ++i) world->core().inject().Push(world->record(i));
   return {.threads = {world->Work(0), world->Spare(1),
-                      [world] {
+                      [world, is_spare_prepared] {
                         Worker& worker = *world->core().crew_.workers_[0];
+                        if (is_spare_prepared) world->core().crew().PrepareSpare();
                         if (!world->core().crew().StandUp(worker)) return;
                         world->core().HandOver(worker.queue());
                         world->core().crew().FillSeats();
@@ -475,30 +476,10 @@ Case MadeToStandBetweenFibers() {
             world->CheckSeats();
           }};
 }
+Case MadeToStandBetweenFibers() { return StandsBetweenFibers(false); }
 
-// A thread is made for a worker that may be needed, and comes to rest, or takes a seat that is free by then.
-Case SpareIsPrepared() {
-  auto world = MakeWorld(1, 3, Wakes::kDeferred, 2);
-  world->Then(0, Ends);
-  world->Then(1, [world](ThreadState& thread) {
-    if (!static_cast<Worker*>(thread.worker)->is_standing()) return;
-    Await(world->fiber(2), [world] { return world->has_ended(2); });
-  });
-  world->Then(2, Ends);
-  for (int i = 0; i < 3; ++i) world->core().inject().Push(world->record(i));
-  return {.threads = {world->Work(0), world->Spare(1),
-                      [world] {
-                        Worker& worker = *world->core().crew_.workers_[0];
-                        world->core().crew().PrepareSpare();
-                        if (!world->core().crew().StandUp(worker)) return;
-                        world->core().HandOver(worker.queue());
-                        world->core().crew().FillSeats();
-                      }},
-          .finish = [world] {
-            world->CheckAllRan();
-            world->CheckSeats();
-          }};
-}
+// The same, where a thread is made for the spare worker beforehand: it comes to rest, or takes a seat that is free by then.
+Case SpareIsPrepared() { return StandsBetweenFibers(true); }
 
 // A fiber blocks until another has run, which was behind it on the only worker. The two threads then have one seat, which the
 // first wants back while the other rests, or the other way round.
