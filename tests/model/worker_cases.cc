@@ -114,6 +114,9 @@ class World : public std::enable_shared_from_this<World> {
 
   // What fiber `i` does the next time it runs; it ends, or parks if that has begun a park.
   void Then(int i, Body body) { fibers_[i].bodies.push_back(std::move(body)); }
+  void ForgetBodies() {
+    for (Fiber& fiber : fibers_) fiber.bodies.clear();
+  }
 
   // Threads of a case.
   std::function<void()> Work(int worker) {
@@ -280,7 +283,11 @@ std::shared_ptr<World> MakeWorld(int workers, int fibers, Wakes wakes = Wakes::k
   options.max_threads = std::max(workers, threads);
   options.eager_wake = wakes == Wakes::kEager;
   options.max_stack_memory = size_t{1} << 30;
+  // Bodies may keep the world that they are part of: the last schedule's is let go here.
+  static std::weak_ptr<World> last;
+  if (const auto world = last.lock()) world->ForgetBodies();
   auto world = make_shared<World>(options, fibers);
+  last = world;
   world_of_the_schedule = world.get();
   return world;
 }
