@@ -23,6 +23,15 @@ using boost::context::detail::jump_fcontext;
 using boost::context::detail::make_fcontext;
 using boost::context::detail::transfer_t;
 
+// Of a stack that was left for good, at `context`: what never returned has left its frames poisoned; what did return has cleared
+// its own, below these.
+void UnpoisonFrames([[maybe_unused]] const WaitBlock& block, [[maybe_unused]] void* context) {
+#ifdef WEFT_ASAN
+  const auto* const frames = static_cast<char*>(context);
+  __asan_unpoison_memory_region(frames, static_cast<size_t>(block.stack_high - frames));
+#endif
+}
+
 // A stack that was left for good.
 void ReturnStack(ThreadState& thread, WaitBlock& block) {
   StackCache& cache = thread.stacks[static_cast<int>(block.stack_class)];
@@ -48,6 +57,7 @@ void AfterSwitch(ThreadState& thread, void* context) {
       if (!FinishPark(*from)) from->scheduler->QueueReady(*from);
       break;
     case After::kDone:
+      UnpoisonFrames(*thread.ended, context);
       ReturnStack(thread, *thread.ended);
       break;
   }

@@ -7,7 +7,6 @@
 #include <cstdint>
 
 #include "fiber/internal/atomic.h"
-#include "fiber/internal/sanitizer.h"
 #include "fiber/internal/wait_block.h"
 
 namespace fiber::internal {
@@ -19,14 +18,6 @@ inline WaitBlock* NextFree(WaitBlock& block) {
 }
 inline void SetNextFree(WaitBlock& block, WaitBlock* next) {
   std::atomic_ref<WaitBlock*>(block.next_free).store(next, std::memory_order_relaxed);
-}
-
-// A stack that was left for good is full of the poison of its frames.
-inline void UnpoisonStack([[maybe_unused]] const WaitBlock& block) {
-#ifdef WEFT_ASAN
-  __asan_unpoison_memory_region(block.stack_low,
-                                static_cast<size_t>(block.stack_high - block.stack_low));
-#endif
 }
 
 // StackCache holds the free stacks that one worker uses and everybody may empty.
@@ -44,10 +35,7 @@ class StackCache {
   static constexpr uint32_t kMost = 64;
 
   // A stack that no fiber has any more.
-  void Push(WaitBlock* block) {
-    UnpoisonStack(*block);
-    PushList(block, block, 1);
-  }
+  void Push(WaitBlock* block) { PushList(block, block, 1); }
   // `count` blocks from `first` to `last`, linked.
   void PushList(WaitBlock* first, WaitBlock* last, uint32_t count) {
     size_ += count;
