@@ -15,6 +15,10 @@
 #include "absl/strings/str_cat.h"
 #include "fiber/internal/sanitizer.h"
 
+#ifdef WEFT_ASAN
+#include <sanitizer/lsan_interface.h>
+#endif
+
 namespace fiber::internal {
 namespace {
 
@@ -30,6 +34,33 @@ static_assert(sizeof(StackArena) <= kHeaderBytes);
 constexpr uint32_t kMaxSlotsDivisor = 64;  // shadow memory is of the arena's size
 #else
 constexpr uint32_t kMaxSlotsDivisor = 1;
+#endif
+
+#ifdef WEFT_ASAN
+// LeakSanitizer looks for pointers in the stacks, and in the blocks for names. It reads all that can be read in an arena: guards
+// must be mappings of their own, since it trips over markers, and slots not yet carved unreadable, or it would read them all. By
+// arena, since it looks at all mappings of the process for each region.
+size_t SlotsBytes(const StackArena& arena) { return arena.slot_count * LayoutOf(arena.cls).slot_bytes(); }
+void RegisterWithLeakSanitizer(const StackArena& arena) {
+  __lsan_register_root_region(arena.slots, SlotsBytes(arena));
+  __lsan_register_root_region(arena.blocks, arena.slot_count * StackArena::kBlockStride);
+}
+
+bool HasFibers(const StackArena& arena) {
+  for (uint32_t i = 0; i < arena.carved.load(std::memory_order_acquire); ++i) {  // order: arena
+    if (arena.block(i)->fiber.load(std::memory_order_relaxed) != nullptr) return true;
+  }
+  return false;
+}
+
+// After all destructors, and before LeakSanitizer's look: stacks that no fiber has need not be read, which took a process of ten
+// thousand fibers a minute.
+[[gnu::destructor]] void LeaveOutFreeStacks() {
+  for (const StackArena* arena = all_arenas.load(std::memory_order_acquire);  // order: arena
+       arena != nullptr; arena = arena->next) {
+    if (!HasFibers(*arena)) __lsan_unregister_root_region(arena->slots, SlotsBytes(*arena));
+  }
+}
 #endif
 
 size_t RoundUp(size_t bytes) { return (bytes + kPageBytes - 1) & ~(kPageBytes - 1); }
@@ -207,6 +238,9 @@ absl::Status CommitSlots(StackArena& arena, uint32_t first, uint32_t count) {
 }
 
 void PublishArena(StackArena& arena) {
+#ifdef WEFT_ASAN
+  RegisterWithLeakSanitizer(arena);
+#endif
   arena.next = all_arenas.load(std::memory_order_relaxed);
   while (!all_arenas.compare_exchange_weak(arena.next, &arena,
                                            std::memory_order_release,  // order: arena

@@ -11,10 +11,6 @@
 #include "fiber/internal/sanitizer.h"
 #include "fiber/internal/thread_state.h"
 
-#ifdef WEFT_ASAN
-#include <sanitizer/lsan_interface.h>
-#endif
-
 namespace fiber::internal {
 namespace {
 
@@ -36,17 +32,6 @@ constexpr bool kIsAddressSanitized = false;
 
 GuardMode BestGuardMode(GuardMode wanted) {
   return kIsAddressSanitized ? std::max(wanted, GuardMode::kMprotect) : wanted;
-}
-
-// LeakSanitizer looks for pointers in the stacks, and in the blocks for names. It reads all that
-// can be read in an arena: guards must be mappings of their own, since it trips over markers, and
-// slots not yet carved unreadable, or it would read them all. By arena, since it looks at all
-// mappings of the process for each region.
-void RegisterWithLeakSanitizer([[maybe_unused]] const StackArena& arena) {
-#ifdef WEFT_ASAN
-  __lsan_register_root_region(arena.slots, arena.slot_count * LayoutOf(arena.cls).slot_bytes());
-  __lsan_register_root_region(arena.blocks, arena.slot_count * StackArena::kBlockStride);
-#endif
 }
 
 [[maybe_unused]] const StackDepot& depot_made_before_main = StackDepot::Get();
@@ -202,7 +187,6 @@ StackChain StackDepot::Carve(StackClass cls, absl::Status* why) {
                                         options_.commit_by_chunk || kIsAddressSanitized, why);
     if (reserved == nullptr) return {};
     arena = reserved;
-    RegisterWithLeakSanitizer(*arena);
     PublishArena(*arena);
     SpinLockHolder hold(lock_);
     ++arenas_;
