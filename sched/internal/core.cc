@@ -221,8 +221,9 @@ void Core::QueueReady(Record& fiber) {
 }
 
 void Core::QueueYielded(Record& fiber) {
-  // A fiber that yields in a loop goes behind those queued from outside.
-  if (inject_.size() > 0) {
+  // A fiber that yields in a loop goes behind those queued from outside. A blocker is taken from there only, on a thread's own
+  // stack (Worker::GiveWay).
+  if (inject_.size() > 0 || fiber.is_blocker()) {
     inject_.Push(fiber);
   } else {
     Worker& worker = *WorkerOf(ThisThread());

@@ -40,11 +40,11 @@ class SharedQueue {
     Record* last = nullptr;
     size_t taken = 0;
     while (taken < most) {
-      turn_ = 1 - turn_;
-      if (lines_[turn_].first == nullptr) turn_ = 1 - turn_;
-      Line& line = lines_[turn_];
+      const int turn = lines_[1 - turn_].first != nullptr ? 1 - turn_ : turn_;
+      Line& line = lines_[turn];
       Record* const next = line.first;
       if (next == nullptr || (taken > 0 && next->is_blocker())) break;
+      turn_ = turn;  // not before: whose turn it is and who is not taken must not lose it, time and again
       line.first = next->next;
       if (line.first == nullptr) line.last = nullptr;
       (first == nullptr ? first : last->next) = next;

@@ -87,6 +87,29 @@ TEST(SharedQueueTest, ABlockerIsTakenAlone) {
   }
 }
 
+// Else it waits for as long as the other line is not empty.
+TEST(SharedQueueTest, ABlockerThatIsNotTakenKeepsItsTurn) {
+  for (const bool is_blocker_ahead : {false, true}) {
+    for (int taken_before = 0; taken_before < 3; ++taken_before) {
+      Record blocker;
+      blocker.set_blocker(true);
+      Record others[8];
+      SharedQueue queue;
+      const auto push = [&queue](Record& fiber, bool is_ahead) {
+        fiber.next = nullptr;
+        is_ahead ? queue.PushAhead(&fiber, &fiber, 1) : queue.Push(fiber);
+      };
+      for (Record& other : others) push(other, !is_blocker_ahead);
+      size_t count;
+      for (int i = 0; i < taken_before; ++i) (void)queue.Take(1, &count);
+      push(blocker, is_blocker_ahead);
+      bool is_taken = false;
+      for (int takes = 0; takes < 2 && !is_taken; ++takes) is_taken = queue.Take(2, &count) == &blocker;
+      EXPECT_TRUE(is_taken) << is_blocker_ahead << " " << taken_before;
+    }
+  }
+}
+
 TEST(SharedQueueTest, TakingNoneTakesNone) {
   Record fiber;
   SharedQueue queue;
