@@ -113,6 +113,8 @@ class Core final : public fiber::Scheduler {
   SharedQueue& unstarted() { return unstarted_; }
   Idle& idle() { return idle_; }
   Trimmer& trimmer() { return trimmer_; }
+  // How often a worker has begun, or come back from rest.
+  uint32_t CountCall() { return calls_.fetch_add(1, std::memory_order_relaxed) + 1; }
   // How often fibers have run.
   uint64_t Activity() const;
   bool is_stopped() const { return is_stopped_.load(std::memory_order_acquire); }  // order: stop
@@ -187,6 +189,7 @@ class Core final : public fiber::Scheduler {
   Atomic<uint64_t> foreign_spawned_{0};
   Atomic<bool> is_closed_{false};
   Atomic<uint64_t> wakes_{0};
+  Atomic<uint32_t> calls_{0};
   Atomic<int64_t> next_stack_retry_ns_{0};
   alignas(64) Atomic<uint64_t> foreign_{0};
 };

@@ -147,12 +147,16 @@ void Crew::ForEach(absl::FunctionRef<void(Worker&)> visit) {
 }
 
 void Crew::FillSeats() {
-  std::lock_guard hold(mutex_);
-  while (!is_stopped_ && free_seats_.load(std::memory_order_relaxed) > 0) {
-    Worker* const worker = TakeForSeat();
-    if (worker == nullptr) return;
-    free_seats_.store(free_seats_.load(std::memory_order_relaxed) - 1, std::memory_order_seq_cst);  // order: idle-wake
+  {
+    std::lock_guard hold(mutex_);
+    while (!is_stopped_ && free_seats_.load(std::memory_order_relaxed) > 0) {
+      Worker* const worker = TakeForSeat();
+      if (worker == nullptr) break;
+      free_seats_.store(free_seats_.load(std::memory_order_relaxed) - 1, std::memory_order_seq_cst);  // order: idle-wake
+    }
+    if (complaint_ == nullptr) return;
   }
+  Complain();
 }
 
 // Somebody who is seated from here on, or nobody.
@@ -170,9 +174,12 @@ Worker* Crew::TakeForSeat() {
 void Crew::PrepareSpare() {
   std::lock_guard hold(mutex_);
   if (is_stopped_ || resting_ != nullptr) return;
-  const int64_t next_complaint = std::exchange(next_complaint_ns_, fiber::internal::kNeverNs);  // nobody is missing yet
+  // Nobody is missing yet: a failure is neither told of, nor does it keep the next from being tried.
+  const int64_t next_complaint = std::exchange(next_complaint_ns_, fiber::internal::kNeverNs);
+  const int64_t retry = retry_ns_.load(std::memory_order_relaxed);
   if (Worker* const worker = TakeThreadless(); worker != nullptr) (void)StartThread(*worker, /*is_seated=*/false);
   next_complaint_ns_ = next_complaint;
+  retry_ns_.store(retry, std::memory_order_relaxed);
 }
 
 // Null: there may be none, or not now.
@@ -216,6 +223,16 @@ void Crew::NoThread(const char* why) {
   retry_ns_.store(now + kRetryNs, std::memory_order_relaxed);
   if (now < next_complaint_ns_) return;
   next_complaint_ns_ = now + 1'000'000'000;
+  complaint_ = why;
+}
+
+void Crew::Complain() {
+  const char* why;
+  {
+    std::lock_guard hold(mutex_);
+    why = std::exchange(complaint_, nullptr);
+  }
+  if (why == nullptr) return;  // another has said it
   LogLine("no thread to run other fibers in place of one that blocks or computes (%u threads, %u workers): %s", threads(),
           seats_, why);
 }

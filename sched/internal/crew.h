@@ -138,6 +138,9 @@ class Crew {
   void CountQueues();
   void NoThread(const char* why);
 
+  // Not under mutex_, which keeps others from running fibers: whoever reads the log may be one of them.
+  void Complain();
+
   Core& core_;
   const uint32_t seats_;
   const uint32_t max_threads_;
@@ -148,6 +151,7 @@ class Crew {
   Worker* resting_ = nullptr;                      // who came last goes first
   bool is_stopped_ = false;
   int64_t next_complaint_ns_ = 0;
+  const char* complaint_ = nullptr;  // yet to be said
 
   // Written under mutex_.
   Atomic<int32_t> free_seats_;

@@ -111,6 +111,7 @@ int64_t Monitor::Tick(int64_t now_ns) {
   const bool has_idle = core_.idle().idle() > 0;
   if (!has_idle) PollForOthers(now_ns);
   const bool is_due = IsAnythingDue(now_ns);
+  if (has_idle && is_due) RemindIdle(now_ns);
   if (is_due && (!same_.empty() || (core_.crew().may_fill(now_ns) && !has_idle))) {
     quiet_since_ns_ = 0;
     interval_ns_ = Relieve(now_ns) ? kFastNs : kBusyNs;
@@ -130,6 +131,14 @@ int64_t Monitor::Tick(int64_t now_ns) {
     interval_ns_ = is_due || core_.EarliestDue() != kNeverNs ? std::min(longer, kBusyNs) : longer;
   }
   return interval_ns_;
+}
+
+// Somebody sleeps, and fibers wait in the shared queues, or timers are overdue. By the protocols of idle.h he is on his way, unless
+// who owes the keeper a word stays in a fiber. If it is still so at the second look, rather wake him once too often.
+void Monitor::RemindIdle(int64_t now_ns) {
+  if (interval_ns_ != kFastNs) return;
+  if (core_.inject().size() > 0 || core_.unstarted().size() > 0) core_.WakeIfIdle();
+  if (core_.EarliestDue() <= now_ns - kFastNs) core_.InterruptSleeper();
 }
 
 // When nobody has blocked for a while.
@@ -201,7 +210,6 @@ void Monitor::PollForOthers(int64_t now_ns) {
 bool Monitor::Relieve(int64_t now_ns) {
   if (core_.idle().idle() > 0) {
     for (Worker* const worker : same_) core_.HandOver(worker->queue());
-    if (core_.EarliestDue() <= now_ns) core_.InterruptSleeper();
     return true;
   }
   if (!core_.crew().has_spares()) return false;
@@ -303,7 +311,9 @@ bool Monitor::IsBlocked(const Worker& worker, const fiber::internal::ThreadState
   const int64_t before = view.cpu_ns;
   view.cpu_ns = probe.CpuNs();
   if (before < 0) view.first_cpu_ns = view.cpu_ns;
-  return before >= 0 && view.cpu_ns == before && probe.State() != 'R';
+  if (before < 0 || view.cpu_ns != before) return false;
+  const char letter = probe.State();
+  return letter != 'R' && letter != '?';  // not to be known: no descriptor for /proc, say
 }
 
 }  // namespace sched::internal

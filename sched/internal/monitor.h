@@ -9,7 +9,7 @@
 // Chosen: a thread that looks, at every tick, which workers are in the same run of the same fiber as a tick ago (RunQueue::
 // runs). For such a one, while anything waits, a fiber, a timer, or maybe an event that nobody has polled for:
 //
-//   somebody is idle            its queue is moved to the shared ones, and he is woken
+//   somebody is idle            its queue is moved to the shared ones, and he is woken; likewise if those are not empty
 //   its thread is blocked       it stands (crew.h), at the second look, and somebody else takes its seat
 //   its thread computes         when that has lasted for RuntimeOptions::stall_after, its queue is moved, and if nobody else
 //                               who is seated moves on, it stands likewise: more threads than CPUs would only share these
@@ -108,6 +108,7 @@ class Monitor {
   void Sleep();
   bool IsAnythingDue(int64_t now_ns) const;
   bool IsQuiet() const;
+  void RemindIdle(int64_t now_ns);
   void TakeBackSeats(int64_t now_ns);
   View& ViewOf(const Worker& worker);
   void Look(Worker& worker, int64_t now_ns);

@@ -214,26 +214,28 @@ int64_t ThreadProbe::CpuNs() const {
   return now.tv_sec * int64_t{1'000'000'000} + now.tv_nsec;
 }
 
-// The start of a file of the thread's in /proc. "": it cannot be read.
-std::string ThreadProbe::ReadProc(const char* file) const {
+// The start of a file of the thread's in /proc, in `text`. "": it cannot be read. Without memory: this is for when there is none.
+std::string_view ThreadProbe::ReadProc(const char* file, Text& text) const {
   char path[64];
   snprintf(path, sizeof path, "/proc/self/task/%d/%s", static_cast<int>(tid_), file);
   const int fd = System().open(path, O_RDONLY | O_CLOEXEC);
   if (fd < 0) return "";
-  char text[512];
   ssize_t size;
   do {
-    size = System().read(fd, text, sizeof text);
+    size = System().read(fd, text, sizeof text - 1);
   } while (size < 0 && errno == EINTR);
   System().close(fd);
-  return size <= 0 ? "" : std::string(text, static_cast<size_t>(size));
+  if (size <= 0) return "";
+  text[size] = '\0';
+  return {text, static_cast<size_t>(size)};
 }
 
 // "7 (a name) S 1 …": the name may have anything in it.
 char ThreadProbe::State() const {
-  const std::string stat = ReadProc("stat");
+  Text text;
+  const std::string_view stat = ReadProc("stat", text);
   const size_t end_of_name = stat.rfind(") ");
-  return end_of_name == std::string::npos || end_of_name + 2 >= stat.size() ? '?' : stat[end_of_name + 2];
+  return end_of_name == std::string_view::npos || end_of_name + 2 >= stat.size() ? '?' : stat[end_of_name + 2];
 }
 
 std::optional<Stall> ThreadProbe::Describe(Stall::Kind kind, absl::Duration duration, absl::Duration patience) const {
@@ -291,15 +293,16 @@ std::optional<ThreadProbe::Frames> ThreadProbe::AskForFrames(const Record& fiber
 std::optional<ThreadProbe::Frames> ThreadProbe::ReadFrames(const Record& fiber) const {
   const int64_t before_ns = CpuNs();
   // "0 0x3 … SP PC", from the number of the system call on; "-1 SP PC" for a page fault; "running".
-  const std::string where = ReadProc("syscall");
+  Text text;
+  const std::string_view where = ReadProc("syscall", text);
   if (where.empty()) return Frames();
   if (where[0] == 'r') return std::nullopt;
   const size_t before_pc = where.rfind(' ');
-  const size_t before_sp = before_pc == 0 || before_pc == std::string::npos ? before_pc : where.rfind(' ', before_pc - 1);
-  if (before_sp == std::string::npos) return Frames();
+  const size_t before_sp = before_pc == 0 || before_pc == std::string_view::npos ? before_pc : where.rfind(' ', before_pc - 1);
+  if (before_sp == std::string_view::npos) return Frames();
   Registers registers;
-  registers.sp = strtoull(where.c_str() + before_sp, nullptr, 16);
-  registers.pc = strtoull(where.c_str() + before_pc, nullptr, 16);
+  registers.sp = strtoull(where.data() + before_sp, nullptr, 16);
+  registers.pc = strtoull(where.data() + before_pc, nullptr, 16);
 
   const WaitBlock* const block = fiber.block.load(std::memory_order_acquire);  // order: owner
   if (block == nullptr) return std::nullopt;

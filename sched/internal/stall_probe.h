@@ -7,7 +7,7 @@
 
 #include <cstdint>
 #include <optional>
-#include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/time/time.h"
@@ -67,7 +67,8 @@ class ThreadProbe {
   // Nothing: the fiber has moved on. Empty: not to be had.
   std::optional<Frames> AskForFrames(const fiber::internal::Record& fiber, absl::Duration patience) const;
   std::optional<Frames> ReadFrames(const fiber::internal::Record& fiber) const;
-  std::string ReadProc(const char* file) const;
+  using Text = char[512];
+  std::string_view ReadProc(const char* file, Text& text) const;
 
   const pid_t tid_;
   const fiber::internal::ThreadState& state_;

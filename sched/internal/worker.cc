@@ -149,11 +149,11 @@ bool Worker::StopStanding() {
 }
 
 // When it is called: first what is due, then what is ready, and then what has not started. Where many block one after the
-// other, those who wait for an event or a timer would otherwise come after all of them.
+// other, those who wait for an event or a timer would otherwise come after all of them. Not always: each may have one turn only.
 void Worker::BeginTurns() {
   queue_.maintenance_at.store(0, std::memory_order_relaxed);
   poll_at_ = tick_ + kMaintenanceRounds;
-  is_unstarted_turn_ = true;  // so the next is the other's
+  is_unstarted_turn_ = core_.CountCall() % kUnstartedShare != 0;  // the next is the other's
 }
 
 void Worker::LeaveInFork() { fiber::internal::LeaveInFork(*state_); }
@@ -267,6 +267,8 @@ Record* Worker::FindNext() {
     }
     if (Record* fiber = TakeLocal(nullptr); fiber != nullptr) return Found(fiber);
     if (Record* fiber = TakeShared(); fiber != nullptr) return Found(fiber);
+    // Not while others rely on it to search.
+    if (role_ == Idle::Role::kBusy) core_.trimmer().Step(fiber::internal::MonotonicNs(), core_.Activity());
     if (core_.queues().size() > 1) {
       if (EventSource* source = core_.installed_source(); source != nullptr) {
         AddOne(queue_.polls);
@@ -289,7 +291,7 @@ Record* Worker::Found(Record* fiber) {
   if (role_ == Idle::Role::kSearcher) {
     role_ = Idle::Role::kBusy;
     if (core_.idle().StopSearching()) core_.WakeIfIdle();
-  } else if (core_.idle().idle() > 0 && queue_.has_fibers()) {
+  } else if (core_.idle().idle() > 0 && (queue_.has_fibers() || core_.inject().size() > 0)) {
     core_.WakeIfIdle();
   }
   if (fiber->is_blocker()) [[unlikely]] GiveWay(*fiber);
@@ -449,7 +451,10 @@ void Worker::ExpireTimers() {
 void Worker::TellKeeper() {
   owes_keeper_ = false;
   Idle& idle = core_.idle();
-  if (idle.idle() > 0 && idle.IsKeeperLate(core_.EarliestDue())) core_.InterruptSleeper();
+  if (idle.idle() == 0) return;
+  int64_t due = core_.EarliestDue();
+  if (StackDepot::Get().HasWaiters()) due = std::min(due, fiber::internal::MonotonicNs() + Core::kStackRetryNs);
+  if (idle.IsKeeperLate(due)) core_.InterruptSleeper();
 }
 
 // Idle no more.
@@ -475,8 +480,6 @@ void Worker::LookWhoWaits() {
 
 // `backoff`: of the loop that finds neither work nor sleep.
 void Worker::Sleep(fiber::internal::Backoff& backoff) {
-  const int64_t now = fiber::internal::MonotonicNs();
-  core_.trimmer().Step(now, core_.Activity());
   Idle& idle = core_.idle();
   Mode seated = Mode::kSeated;
   if (!mode_.compare_exchange_strong(seated, Mode::kAsleep, std::memory_order_seq_cst,  // order: stand
@@ -492,6 +495,7 @@ void Worker::Sleep(fiber::internal::Backoff& backoff) {
     return;
   }
   // The keeper also comes back for what is not urgent: one worker is enough.
+  const int64_t now = fiber::internal::MonotonicNs();
   int64_t due = std::min(core_.EarliestDue(), core_.trimmer().NextDue(now, core_.Activity()));
   if (StackDepot::Get().HasWaiters()) due = std::min(due, now + Core::kStackRetryNs);
   const bool is_keeper = idle.TryKeep(due, now);
