@@ -242,12 +242,12 @@ std::optional<Stall> ThreadProbe::Describe(Stall::Kind kind, absl::Duration dura
   Record* const fiber = CurrentOf(state_);
   if (fiber == nullptr) return std::nullopt;
   fiber::internal::Identity identity = fiber::internal::IdentifyUnheld(*fiber);
-  // One that computes between many short waits is as often found in the kernel.
-  if (const char state = State(); kind == Stall::Kind::kSpinning && state != 'R' && state != '?') {
-    kind = Stall::Kind::kBlocked;
-  }
-  std::optional<Frames> frames =
-      kind == Stall::Kind::kSpinning ? AskForFrames(*fiber, patience) : ReadFrames(*fiber);
+  // One that computes between many short waits is as often found in the kernel. One that may be there gets no signal.
+  const char state = State();
+  if (kind == Stall::Kind::kSpinning && state != 'R' && state != '?') kind = Stall::Kind::kBlocked;
+  std::optional<Frames> frames = kind == Stall::Kind::kBlocked ? ReadFrames(*fiber)
+                                 : state == 'R'                ? AskForFrames(*fiber, patience)
+                                                               : Frames();
   if (!frames.has_value() || identity.id == 0 || CurrentOf(state_) != fiber ||
       fiber->id.load(std::memory_order_acquire) != identity.id) {  // order: owner
     return std::nullopt;

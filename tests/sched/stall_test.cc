@@ -423,6 +423,32 @@ TEST(StallLimitTest, TheOthersGoOnWhenThreadsCanBeHadAgain) {
   fiber::internal::system_calls.store(&fiber::internal::kKernel, std::memory_order_release);
 }
 
+// As where the process has no descriptor left. Else any thread that lost its CPU would count as blocked.
+TEST(StallLimitTest, WithoutProcAFiberThatBlocksIsTakenForOneThatComputes) {
+  fiber::internal::SystemCalls calls = fiber::internal::kKernel;
+  calls.open = [](const char*, int) {
+    errno = EMFILE;
+    return -1;
+  };
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  {
+    sched::Runtime runtime({.workers = 1});
+    fiber::internal::system_calls.store(&calls, std::memory_order_release);
+    runtime.Spawn([&] {
+      auto other = fiber::Spawn([&] { EXPECT_EQ(write(ends[1], "x", 1), 1); });
+      char byte;
+      EXPECT_EQ(read(ends[0], &byte, 1), 1);
+      other.Join();
+    }).Join();
+    EXPECT_EQ(runtime.stats().stalls_blocked, 0u);
+    EXPECT_GE(runtime.stats().stalls_spinning, 1u);
+  }
+  fiber::internal::system_calls.store(&fiber::internal::kKernel, std::memory_order_release);
+  close(ends[0]);
+  close(ends[1]);
+}
+
 #if !defined(WEFT_TSAN)  // which, in a child of a process with threads, does not know what came before the fork
 TEST(StallLimitTest, MoreBlockedFibersThanThreadsAreSaidOnceAndAllEnd) {
   std::string said;
