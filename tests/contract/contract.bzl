@@ -82,6 +82,7 @@ def contract_variant(name, copts, linkopts = [], is_shared = False):
             name = library,
             srcs = compiled,
             linkshared = True,
+            tags = tags,
             # Debian's archives of Abseil are not for shared libraries: the program has them.
             deps = [":headers"],
             **common

@@ -63,6 +63,7 @@ def planted_bug_tests():
                 cases + ".cc",
                 " ".join([_quoted(word) for word in [file, old, new]]),
             ),
+            tags = _TAGS,
             tools = ["plant.py"],
         )
         cc_test(

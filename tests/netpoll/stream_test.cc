@@ -22,6 +22,7 @@
 #include "netpoll/error.h"
 #include "netpoll/tcp.h"
 #include "tests/netpoll/sockets.h"
+#include "tests/scale.h"
 
 namespace netpoll_test {
 namespace {
@@ -553,7 +554,7 @@ TEST_P(StreamTest, TenThousandConnectionsOneAfterAnotherLeaveNothing) {
 
 // Not over several numbers of workers: it is the kernel that works here.
 TEST(LargeWriteTest, OneWriteOfMoreThanAGibibyteAgainstASlowReader) {
-  constexpr size_t kSize = (size_t{1} << 30) + 12345;
+  constexpr size_t kSize = tests::Scaled((size_t{1} << 30) + 12345);
   void* zeroes = mmap(nullptr, kSize, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   ASSERT_NE(zeroes, MAP_FAILED);
   sched::Run({.workers = 2}, [&, zeroes] {

@@ -29,6 +29,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "sched/run.h"
+#include "tests/scale.h"
 
 namespace {
 
@@ -313,7 +314,7 @@ TEST_P(RuntimeTest, RunsBesideRunsOnSeveralThreads) {
 //                                                                joins, shuts down, destroys the runtime
 //   looks for an idle worker: must find the runtime there
 TEST_P(RuntimeTest, ARuntimeOutlivesThoseWhoUnparkItsLastFiber) {
-  for (int i = 0; i < 300; ++i) {
+  for (int i = 0; i < tests::Scaled(300); ++i) {
     fiber::Event go;
     std::thread thread;
     {
