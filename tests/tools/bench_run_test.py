@@ -69,7 +69,7 @@ class BenchRunTest(unittest.TestCase):
 echo run >> "$0.runs"
 OTHER_NS="$(sed -n "$(wc -l < "$0.runs")p" <<< $'1000\\n9.5\\n1000\\n1000\\n10.5\\n1000')"
 """ + OTHER.split("\n", 1)[1])
-        rows = self.rows(programs.run(PROGRAM, "--runs=3", f"--binaries={self.folder}", "hog", "pingpong"))
+        rows = self.rows(programs.run(PROGRAM, "--runs=3", f"--binaries={self.folder}", "mutex", "pingpong"))
         # Two workers alternate with one.
         self.assertEqual(rows["pingpong"][2:], ["10.5", "9.5"])
 
