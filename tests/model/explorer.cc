@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/model/explorer.h"
 
-#include <malloc.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -360,10 +359,6 @@ bool IsRunning() { return explorer != nullptr && explorer->is_running(); }
 }  // namespace
 
 Result Explore(const Options& options, absl::FunctionRef<Case()> make) {
-  // Each schedule makes its objects anew, some large: what one gives back goes to the next, and not to the kernel in between,
-  // which took half of the time.
-  mallopt(M_TRIM_THRESHOLD, 1 << 30);
-  mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most it takes
   auto mine = std::make_unique<Explorer>(options, make);
   explorer = mine.get();
   Result result = mine->Run();
