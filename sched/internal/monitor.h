@@ -9,10 +9,13 @@
 // Chosen: a thread that looks, at every tick, which workers are in the same run of the same fiber as a tick ago (RunQueue::
 // runs). For such a one, while anything waits, a fiber, a timer, or maybe an event that nobody has polled for:
 //
-//   somebody is idle            its queue is moved to the shared ones, and he is woken; likewise if those are not empty
+//   somebody is idle            its queue is moved to the shared ones, and he is woken
 //   its thread is blocked       it stands (crew.h), at the second look, and somebody else takes its seat
 //   its thread computes         when that has lasted for RuntimeOptions::stall_after, its queue is moved, and if nobody else
 //                               who is seated moves on, it stands likewise: more threads than CPUs would only share these
+//
+// And if somebody is idle though fibers wait in the shared queues, or a timer is overdue, at the second look he is woken, whoever
+// holds up whom.
 //
 // Blocked means: its CPU clock stood still from one tick to the next, and the kernel says that it does not run; a thread
 // that only lost its CPU is runnable. Of fibers that block one after the other, each would take two ticks: while more are
