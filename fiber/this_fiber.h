@@ -21,8 +21,8 @@ using FiberId = uint64_t;
 //   if (absl::Status status = fiber::Sleep(absl::Milliseconds(20)); !status.ok()) return status;
 absl::Status Sleep(Deadline deadline);
 
-// Lets the other runnable fibers of this worker run first. Stays runnable; returns at once if there are none. From a
-// plain thread: sched_yield. Never blocks.
+// Lets others run first: the fibers of this worker that are ready to go on, or else one that it has not started yet. Stays
+// runnable; returns at once if there are none. From a plain thread: sched_yield. Never blocks.
 void Yield();
 
 // For long computations: as Yield(), if this fiber has had its worker to itself for some milliseconds and others wait for

@@ -300,6 +300,8 @@ Record* Core::TakeNext(ThreadState& thread, WaitBlock* spare) {
 bool Core::TakeNextForYield(ThreadState& thread, Record** next) {
   Worker& worker = *static_cast<Worker*>(thread.worker);
   if (worker.is_maintenance_due()) {
+    // By the time the thread's own stack takes the next, the caller is in the ring, which comes before the unstarted ones.
+    worker.LetUnstartedGoFirst();
     *next = nullptr;
     return true;
   }

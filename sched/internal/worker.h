@@ -88,6 +88,8 @@ class Worker {
   // At a scheduling point, when a successor has been found and somebody has nothing to do: fibers that go on waiting here are
   // worth a wake-up. (Without the deferred wake rule each push has seen to that.)
   void LookWhoWaits();
+  // The next fiber of the own queue is one that has not started, if there is any.
+  void LetUnstartedGoFirst() { turns_ |= kUnstartedShare - 1; }
 
   // A deadline became earlier: before it runs a fiber, the worker looks whether the keeper knows (idle.h).
   void OweKeeper() { owes_keeper_ = true; }

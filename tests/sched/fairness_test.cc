@@ -469,4 +469,20 @@ TEST(FairnessTest, ASpawnerThatYieldsIsNotAheadOfItsChildren) {
   }
 }
 
+// Also where the thread's own stack has its turn between the two, as it does every so many rounds: who yields is queued by then,
+// and what has not started comes behind what is.
+TEST(FairnessTest, WhatWasStartedRunsBeforeAYieldReturns) {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
+    int behind = 0;
+    for (int i = 0; i < 1'000; ++i) {
+      bool has_run = false;
+      auto child = fiber::Spawn([&] { has_run = true; });
+      fiber::Yield();
+      if (!has_run) ++behind;
+      child.Join();
+    }
+    EXPECT_EQ(behind, 0);
+  });
+}
+
 }  // namespace
