@@ -49,13 +49,14 @@ def include_all(name, srcs):
         cmd = "for file in $(SRCS); do case $$file in *.cc) echo \"#include \\\"$$file\\\"\";; esac; done > $@",
     )
 
-def contract_variant(name, copts, linkopts = [], is_shared = False):
+def contract_variant(name, copts, linkopts = [], library = None, is_shared = False):
     """A test whose library and cases are compiled with `copts`, optimised or not as these say.
 
     Args:
       name: ends in `_test`.
       copts: after the toolchain's.
       linkopts: the linker's.
+      library: the library, if something else is linked with it too: compiled with the same.
       is_shared: library and cases are a shared library.
     """
     common = dict(
@@ -64,11 +65,12 @@ def contract_variant(name, copts, linkopts = [], is_shared = False):
         copts = WEFT_COPTS + ["-w"] + copts,
         linkopts = WEFT_LINKOPTS + linkopts,
     )
-    compiled = [
-        ":all_cases",
-        ":all_sources",
-    ]
+    compiled = [":all_cases"]
     deps = VARIANT_DEPS
+    if library == None:
+        compiled.append(":all_sources")
+    else:
+        deps = deps + [library]
 
     # Sanitizers choose the flags themselves; contract_test is for them.
     tags = [

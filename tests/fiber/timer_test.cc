@@ -359,7 +359,7 @@ FIBER_TEST_ON(TimerTest, GoesOffWhileWhoHasSetItComputes, 2, 8) {
 
 TEST(TimerTest, PendingOnesHaveNoFibers) {
   sched::Runtime runtime({.workers = 2});
-  constexpr int kCount = 100'000;
+  constexpr int kCount = tests::Scaled(100'000);
   std::deque<Timer> timers;
   runtime
       .Spawn([&] {

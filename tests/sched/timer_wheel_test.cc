@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "tests/scale.h"
 
 namespace {
 int allocations_until_failure = -1;  // negative: none fails
@@ -380,14 +381,14 @@ TEST(TimerWheelTest, SweepCorrectsNextDueAndReachesWhatIsAlreadyDue) {
 }
 
 TEST(TimerWheelTest, HoldsAMillionEntriesInLittleMoreThanTheirSize) {
-  constexpr size_t kCount = 1'000'000;
+  constexpr size_t kCount = tests::Scaled(1'000'000);
   for (const int64_t range : {kMillisecond, 100 * kMillisecond, kSecond, 30 * kSecond, 30 * kDay}) {
     TimerWheel wheel(0);
     for (size_t i = 0; i < kCount; ++i) {
       wheel.Insert(Key(i), 1 + static_cast<int64_t>(i * 7919 % kCount) * (range / 1000) / 1000, 0);
     }
     EXPECT_EQ(wheel.size(), kCount);
-    EXPECT_LE(wheel.bytes(), 24'000'000u) << range;
+    EXPECT_LE(wheel.bytes(), 24u * kCount) << range;
     std::vector<Entry> due;
     due.reserve(kCount);
     while (wheel.Expire(range + kSecond, 256, &due)) {
@@ -566,7 +567,7 @@ class Model {
 };
 
 TEST(TimerWheelTest, BehavesLikeAMultimapOnManySeeds) {
-  for (uint64_t seed = 1; seed <= 300; ++seed) {
+  for (uint64_t seed = 1; seed <= tests::Scaled(300u); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Model model(seed);
     for (int i = 0; i < 1000; ++i) {
