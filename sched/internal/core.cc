@@ -300,8 +300,7 @@ Record* Core::TakeNext(ThreadState& thread, WaitBlock* spare) {
 bool Core::TakeNextForYield(ThreadState& thread, Record** next) {
   Worker& worker = *static_cast<Worker*>(thread.worker);
   if (worker.is_maintenance_due()) {
-    // By the time the thread's own stack takes the next, the caller is in the ring, which comes before the unstarted ones.
-    worker.LetUnstartedGoFirst();
+    worker.BeginYield(*thread.current);
     *next = nullptr;
     return true;
   }

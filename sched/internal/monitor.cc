@@ -177,6 +177,9 @@ void Monitor::Look(Worker& worker, int64_t now_ns) {
 
 void Monitor::Accuse(Worker& worker, View& view, Stall::Kind kind, int64_t now_ns) {
   view.is_accused = true;
+  Atomic<uint64_t>& count = kind == Stall::Kind::kBlocked ? stalls_blocked_ : stalls_spinning_;
+  count.store(count.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  if (culprits_.size() == culprits_.capacity()) return;  // there may be no memory for more
   culprits_.push_back({.worker = &worker,
                        .kind = kind,
                        .runs = view.runs,
@@ -185,8 +188,6 @@ void Monitor::Accuse(Worker& worker, View& view, Stall::Kind kind, int64_t now_n
                        .first_cpu_ns = view.first_cpu_ns,
                        .tries = 0,
                        .is_wanted = false});
-  Atomic<uint64_t>& count = kind == Stall::Kind::kBlocked ? stalls_blocked_ : stalls_spinning_;
-  count.store(count.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
 }
 
 // Events that nobody has polled for come to the shared queue, and timers that are due to whoever can leave its fiber.
@@ -289,9 +290,10 @@ bool Monitor::Report(Culprit& culprit, int64_t now_ns) {
     }
     if (!is_told) {
       const ThreadProbe probe(worker.thread(), worker.thread_id(), state);
-      // As long as its thread has had no CPU, as on a busy machine, it is not the fiber's doing.
+      // As long as its thread has had no CPU, as on a busy machine, it is not the fiber's doing; without /proc nobody knows.
       const bool is_doing = culprit.kind == Stall::Kind::kBlocked ||
-                            probe.CpuNs() - culprit.first_cpu_ns >= absl::ToInt64Nanoseconds(core_.options().stall_after) / 4;
+                            probe.CpuNs() - culprit.first_cpu_ns >= absl::ToInt64Nanoseconds(core_.options().stall_after) / 4 ||
+                            probe.State() == '?';
       std::optional<Stall> stall;
       if (is_doing) {
         stall = probe.Describe(culprit.kind, absl::Nanoseconds(now_ns - culprit.since_ns), absl::Nanoseconds(kPatienceNs));

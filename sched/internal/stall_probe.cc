@@ -192,12 +192,6 @@ bool Await(uint64_t question, int64_t until_ns) {
 
 }  // namespace
 
-std::optional<Stall::Kind> KindBetween(const ThreadActivity& before, const ThreadActivity& now) {
-  if (now.cpu_ns != before.cpu_ns) return Stall::Kind::kSpinning;
-  if (now.state == 'R') return std::nullopt;
-  return Stall::Kind::kBlocked;
-}
-
 int InstallProbeSignal() {
   static constinit fiber::internal::Atomic<bool> is_chosen{false};
   static constinit int signal = 0;  // const once chosen
@@ -278,13 +272,16 @@ std::optional<ThreadProbe::Frames> ThreadProbe::AskForFrames(const Record& fiber
     return Frames();
   }
   if (!Await(question, until_ns)) return Frames();
+  // Whatever comes: there may be no memory for the copy.
+  struct End {
+    ~End() { answer.state.store(Answer::kIdle, std::memory_order_release); }  // order: answer
+  } end;
   std::optional<Frames> frames;
   if (answer.fiber == &fiber) {
     StackImage stack{.low = answer.registers.sp, .bytes = std::vector<unsigned char>(answer.size)};
     memcpy(stack.bytes.data(), answer.words, answer.size);
     frames = Unwind(stack, answer.registers, kMostFrames);
   }
-  answer.state.store(Answer::kIdle, std::memory_order_release);  // order: answer
   return frames;
 }
 

@@ -18,26 +18,18 @@
 
 namespace sched::internal {
 
-// What a thread does, at one look.
-struct ThreadActivity {
-  int64_t cpu_ns = -1;  // the thread's CPU clock; -1: not known
-  char state = '?';     // as the kernel has it: 'R' runs or could, 'S' and 'D' wait; '?': not known
-};
-
-// What a thread did between two looks; nothing: it could have run, but others had the CPUs. Where /proc is not to be had, a
-// thread without CPU time is taken for blocked.
-std::optional<Stall::Kind> KindBetween(const ThreadActivity& before, const ThreadActivity& now);
-
 // Makes ready the signal by which threads are asked for their stacks: a real-time one that nobody handles, for the life of the
 // process. To be called before the threads in question block signals. 0: there is none; then stalls have no stack.
 int InstallProbeSignal();
 
 // ThreadProbe looks at a thread that stays in one fiber, from another thread.
 //
-//   const ThreadActivity before = probe.Look();
+//   ThreadProbe probe(thread, tid, state);
+//   const int64_t before = probe.CpuNs();
 //   … some ms later, and the worker is still in the same fiber …
-//   if (std::optional<Stall::Kind> kind = KindBetween(before, probe.Look())) {
-//     if (std::optional<Stall> stall = probe.Describe(*kind, stuck_for)) WriteStall(*stall);
+//   const bool is_blocked = probe.CpuNs() == before && probe.State() == 'S';
+//   if (std::optional<Stall> stall = probe.Describe(is_blocked ? Stall::Kind::kBlocked : Stall::Kind::kSpinning, stuck_for)) {
+//     WriteStall(*stall);
 //   }
 //
 // A thread that computes is asked by a signal, and copies its stack for us. One that waits in the kernel is left alone, since
@@ -51,9 +43,9 @@ class ThreadProbe {
 
   // The CPU clock, some 300 ns. -1: the thread is no more.
   int64_t CpuNs() const;
-  // The kernel's letter for the thread, some 10 us. '?': /proc cannot be read, or the thread is no more.
+  // The kernel's letter for the thread, some 10 us: 'R' runs or could, 'S' and 'D' wait. '?': /proc cannot be read, or the
+  // thread is no more.
   char State() const;
-  ThreadActivity Look() const { return {.cpu_ns = CpuNs(), .state = State()}; }
 
   // The fiber on the thread, and where it is. Nothing: there is none, or it has moved on meanwhile. One that is said to compute
   // but is found in the kernel is reported as that. Without a stack if it cannot be had: the thread has blocked the signal or

@@ -141,6 +141,8 @@ bool Worker::StopStanding() {
     (void)core_.idle().StopSearching();
     core_.WakeIfIdle();  // whoever relied on it
   }
+  // And what came to the shared queues from its own poll, without a word.
+  if (core_.HasFibersToFind()) core_.WakeIfIdle();
   fiber::internal::GiveStacks(*state_);
   queue_.waiting_since_ns.store(0, std::memory_order_relaxed);
   if (!core_.crew().Rest(*this)) return false;
@@ -244,17 +246,21 @@ Record* Worker::TakeLocal(WaitBlock* spare) {
     AddOne(queue_.runs);
     if (fiber->state.load(std::memory_order_relaxed) != State::kNew) return fiber;
     if (fiber::internal::BindStack(*state_, *fiber, spare)) return fiber;
+    OweKeeper();  // who is to come back for those that wait for a stack
   }
 }
 
 // A fiber taken from elsewhere, ready to run; null: it is New and waits for a stack.
 Record* Worker::Bound(Record* fiber) {
   if (fiber == nullptr || fiber->state.load(std::memory_order_relaxed) != State::kNew) return fiber;
-  return fiber::internal::BindStack(*state_, *fiber, nullptr) ? fiber : nullptr;
+  if (fiber::internal::BindStack(*state_, *fiber, nullptr)) return fiber;
+  OweKeeper();
+  return nullptr;
 }
 
 Record* Worker::FindNext() {
   fiber::internal::Backoff backoff;
+  const Record* const yielded = std::exchange(yielded_, nullptr);
   for (;;) {
     if (core_.is_stopped()) return nullptr;
     if (blocker_ != nullptr) [[unlikely]] LookBack();
@@ -263,12 +269,11 @@ Record* Worker::FindNext() {
       if (!StopStanding()) return nullptr;
     }
     if (is_maintenance_due()) {
-      if (Record* fiber = Maintain(); fiber != nullptr) return Found(fiber);
+      if (Record* fiber = Maintain(yielded); fiber != nullptr) return Found(fiber);
     }
     if (Record* fiber = TakeLocal(nullptr); fiber != nullptr) return Found(fiber);
     if (Record* fiber = TakeShared(); fiber != nullptr) return Found(fiber);
-    // Not while others rely on it to search.
-    if (role_ == Idle::Role::kBusy) core_.trimmer().Step(fiber::internal::MonotonicNs(), core_.Activity());
+    DoChores();
     if (core_.queues().size() > 1) {
       if (EventSource* source = core_.installed_source(); source != nullptr) {
         AddOne(queue_.polls);
@@ -316,18 +321,29 @@ void Worker::LookBack() {
   blocker_ = nullptr;
 }
 
+// What is not urgent, and may take a while: not while others rely on it to search.
+void Worker::DoChores() {
+  if (role_ != Idle::Role::kBusy) return;
+  core_.trimmer().Step(fiber::internal::MonotonicNs(), core_.Activity());
+  if (StackDepot::Get().HasWaiters()) core_.RetryStacks();
+}
+
 // A turn for what does not come by itself: timers, events, and fibers queued from outside, one of which goes first.
-Record* Worker::Maintain() {
+Record* Worker::Maintain(const Record* yielded) {
   ExpireTimers();
   queue_.maintenance_at.store(
       tick_ + (queue_.timers.next_due_ns() == kNeverNs ? kMaintenanceRounds : kTimerRounds), std::memory_order_relaxed);
   if (tick_ < poll_at_) return nullptr;
   poll_at_ = tick_ + kMaintenanceRounds;
-  core_.trimmer().Step(fiber::internal::MonotonicNs(), core_.Activity());
-  if (StackDepot::Get().HasWaiters()) core_.RetryStacks();
+  DoChores();
   AddOne(queue_.polls);
   if (EventSource* source = core_.installed_source(); source != nullptr) source->Poll(0);
-  return core_.inject().size() > kLongLine ? TakeShared() : TakeOneShared();
+  Record* const fiber = core_.inject().size() > kLongLine ? TakeShared() : TakeOneShared();
+  if (fiber == nullptr || fiber != yielded) return fiber;
+  // Nobody has had a turn since it yielded.
+  core_.inject().Push(*fiber);
+  if (Record* other = TakeLocal(nullptr); other != nullptr) return other;
+  return TakeOneShared();
 }
 
 // One fiber queued from outside, so that a worker with plenty of its own does not forget them. From either queue by turns:
@@ -505,7 +521,6 @@ void Worker::Sleep(fiber::internal::Backoff& backoff) {
   OweKeeper();
   Wake();
   ExpireTimers();
-  if (StackDepot::Get().HasWaiters()) core_.RetryStacks();
 }
 
 }  // namespace sched::internal

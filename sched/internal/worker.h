@@ -88,8 +88,12 @@ class Worker {
   // At a scheduling point, when a successor has been found and somebody has nothing to do: fibers that go on waiting here are
   // worth a wake-up. (Without the deferred wake rule each push has seen to that.)
   void LookWhoWaits();
-  // The next fiber of the own queue is one that has not started, if there is any.
-  void LetUnstartedGoFirst() { turns_ |= kUnstartedShare - 1; }
+  // The thread's own stack takes the successor of one that yields. By then that one is queued: in the ring, which comes before
+  // the unstarted ones, or in the shared queue.
+  void BeginYield(const Record& fiber) {
+    turns_ |= kUnstartedShare - 1;  // the next from the own queue is one of those, if there is any
+    yielded_ = &fiber;
+  }
 
   // A deadline became earlier: before it runs a fiber, the worker looks whether the keeper knows (idle.h).
   void OweKeeper() { owes_keeper_ = true; }
@@ -128,7 +132,8 @@ class Worker {
   void BeginTurns();
   void RunFibers();
   Record* FindNext();
-  Record* Maintain();
+  Record* Maintain(const Record* yielded);
+  void DoChores();
   Record* TakeShared();
   Record* TakeSharedUnstarted();
   size_t ShareOf(const SharedQueue& queue) const;
@@ -162,6 +167,7 @@ class Worker {
   uint64_t poll_at_ = 0;
   uint32_t next_runs_ = 0;
   uint64_t turns_ = 0;  // rounds that found no fiber in the next-slot
+  const Record* yielded_ = nullptr;  // until the thread's own stack has its turn: not to be followed
   bool is_unstarted_turn_ = false;
   bool owes_keeper_ = false;
   Record* blocker_ = nullptr;     // that it ran last, without a seat

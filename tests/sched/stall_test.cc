@@ -90,8 +90,10 @@ TEST_P(StallTest, FibersThatComputeOnEveryWorkerLeaveTheOthersTheirTurn) {
     for (auto& hog : hogs) hog.Join();
   }
   EXPECT_TRUE(runtime.Shutdown(absl::Seconds(60)).ok());
-  // They were made to give way again: only what runs is left, and what rests.
-  EXPECT_LE(runtime.stats().threads, 2 * GetParam() + 1);
+  // A thread for each that held up others, and one that is prepared for the next. On a busy machine any thread may have held
+  // them up; those that seem to block may get several.
+  const auto stats = runtime.stats();
+  if (stats.stalls_blocked == 0) EXPECT_LE(stats.threads, GetParam() + static_cast<int>(stats.stalls_spinning) + 1);
 }
 
 TEST_P(StallTest, FibersThatBlockOnEveryWorkerLeaveTheOthersTheirTurn) {
@@ -423,7 +425,7 @@ TEST(StallLimitTest, TheOthersGoOnWhenThreadsCanBeHadAgain) {
   fiber::internal::system_calls.store(&fiber::internal::kKernel, std::memory_order_release);
 }
 
-// As where the process has no descriptor left. Else any thread that lost its CPU would count as blocked.
+// As where the process has no descriptor left. Else any thread that lost its CPU would count as blocked. Told of it is all the same.
 TEST(StallLimitTest, WithoutProcAFiberThatBlocksIsTakenForOneThatComputes) {
   fiber::internal::SystemCalls calls = fiber::internal::kKernel;
   calls.open = [](const char*, int) {
@@ -433,10 +435,19 @@ TEST(StallLimitTest, WithoutProcAFiberThatBlocksIsTakenForOneThatComputes) {
   int ends[2];
   ASSERT_EQ(pipe(ends), 0);
   {
-    sched::Runtime runtime({.workers = 1});
+    std::atomic<bool> is_told{false};
+    sched::Runtime runtime({.workers = 1, .on_stall = [&](const sched::Stall& stall) {
+                              EXPECT_EQ(stall.name, "reader");
+                              EXPECT_TRUE(stall.stack.empty());
+                              is_told = true;
+                            }});
     fiber::internal::system_calls.store(&calls, std::memory_order_release);
-    runtime.Spawn([&] {
-      auto other = fiber::Spawn([&] { EXPECT_EQ(write(ends[1], "x", 1), 1); });
+    runtime.Spawn({.name = "reader"}, [&] {
+      auto other = fiber::Spawn([&] {
+        for (int i = 0; i < 5'000 && !is_told; ++i) EXPECT_TRUE(fiber::Sleep(absl::Milliseconds(1)).ok());
+        EXPECT_TRUE(is_told);
+        EXPECT_EQ(write(ends[1], "x", 1), 1);
+      });
       char byte;
       EXPECT_EQ(read(ends[0], &byte, 1), 1);
       other.Join();
