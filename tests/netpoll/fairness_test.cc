@@ -35,6 +35,12 @@ using netpoll::TcpStream;
 
 class FairnessTest : public SocketTest {
  protected:
+  // Without spare threads, which would go on where the worker is to stand still.
+  template <class F>
+  static void Run(F body) {
+    sched::Run({.workers = GetParam(), .max_threads = GetParam()}, std::move(body));
+  }
+
   // Does `step`, which does not wait, over and over until others have had their turn: soon, where there is but one worker.
   // Another worker may take its time.
   template <class F>
