@@ -61,7 +61,7 @@ def planted_bug_tests():
             outs = [source],
             cmd = "python3 $(location plant.py) $(location {}) {} > $@".format(
                 cases + ".cc",
-                " ".join([_quoted(word) for word in [file, old, new]]),
+                " ".join([_quoted(word) for word in [case, file, old, new]]),
             ),
             tags = _TAGS,
             tools = ["plant.py"],

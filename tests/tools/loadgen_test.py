@@ -44,24 +44,24 @@ class LoadgenTest(unittest.TestCase):
 
     def test_loads_our_echo_server(self):
         with programs.Server("examples/echo_server", "--listen=127.0.0.1:0") as server:
-            done = load(server.target, connections=200, busy=20, seconds=1, size=64, pipeline=4)
+            done = load(server.target, connections=200, busy=20, seconds=0.5, size=64, pipeline=4)
             self.check_success(done, 200, 20)
-            done = load(server.target, connections=50, seconds=0.5, workers=1)
+            done = load(server.target, connections=50, seconds=0.2, workers=1)
             self.check_success(done, 50, 50)
-            done = load(server.target, connections=50, busy=0, seconds=0.5)
+            done = load(server.target, connections=50, busy=0, seconds=0.2)
             self.check_success(done, 50, 0)
             self.assertEqual(server.stop(), 0)
 
     def test_loads_a_hand_written_epoll_server(self):
         with programs.Server("tools/bench/baselines/epoll_echo", "echo", "2", "0",
                              says_on="stderr") as server:
-            done = load(server.target, connections=100, busy=20, seconds=0.5, size=5000, pipeline=3)
+            done = load(server.target, connections=100, busy=20, seconds=0.3, size=5000, pipeline=3)
             self.check_success(done, 100, 20)
             self.assertEqual(server.stop(), 0)
 
     def test_loads_a_server_of_another_make(self):
         with programs.other_server(programs.echo) as target:
-            done = load(target, connections=20, busy=5, seconds=0.5, size=100, pipeline=2)
+            done = load(target, connections=20, busy=5, seconds=0.3, size=100, pipeline=2)
             self.check_success(done, 20, 5)
 
     def test_messages_of_all_sizes(self):
@@ -69,7 +69,7 @@ class LoadgenTest(unittest.TestCase):
             for size, pipeline in ((1, 1), (1, 100), (4096, 1), (4097, 3), (65521, 2), (65536, 1),
                                    (65537, 1), (3, 10000), (2000000, 2)):
                 # Long enough for one of the largest, with sanitizers on a busy machine.
-                seconds = 2 if size > 1000000 else 0.2
+                seconds = 2 if size > 1000000 else 0.1
                 done = load(server.target, connections=3, busy=2, seconds=seconds, size=size, pipeline=pipeline)
                 self.check_success(done, 3, 2)
             self.assertEqual(server.stop(), 0)
@@ -94,7 +94,7 @@ class LoadgenTest(unittest.TestCase):
 
         for pipeline in (1, 2000):  # in turn, at once
             with programs.other_server(corrupt) as target:
-                done = load(target, connections=3, seconds=1, size=100, pipeline=pipeline)
+                done = load(target, connections=3, seconds=0.5, size=100, pipeline=pipeline)
             result = self.check_failure(done)
             self.assertEqual(result["errors"], "1")
             self.assertEqual(result["connections"], "2")
