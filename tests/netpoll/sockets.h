@@ -181,7 +181,7 @@ inline std::string_view MoreThanFits() {
 
 // Reads to the end and returns how much there was.
 inline size_t Drain(netpoll::Stream& stream) {
-  std::string buffer(256 << 10, '\0');
+  std::string buffer(16 << 10, '\0');
   size_t total = 0;
   for (;;) {
     const auto n = stream.Read(buffer);
