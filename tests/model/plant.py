@@ -3,7 +3,7 @@
 
   plant.py CASES CASE FILE OLD NEW     OLD must stand exactly once in FILE
 
-Of the cases only CASE is kept, since compiling all of them takes twice as long.
+Of the cases only CASE is kept: compiling all of them takes up to half as long again.
 """
 
 import pathlib
