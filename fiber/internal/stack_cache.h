@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "fiber/internal/atomic.h"
 #include "fiber/internal/wait_block.h"
@@ -74,11 +75,16 @@ class StackCache {
   // Owner only; counts what was taken from outside until the owner finds its list empty.
   uint32_t size() const { return size_; }
 
+  // Whether it was filled before, and this time too: who needs a second handful needs most of it.
+  // Owner only.
+  bool WasFilled() { return std::exchange(was_filled_, true); }
+
   StackCache* next_registered = nullptr;  // StackDepot's
 
  private:
   Atomic<WaitBlock*> head_{nullptr};
   uint32_t size_ = 0;
+  bool was_filled_ = false;
 };
 
 }  // namespace fiber::internal

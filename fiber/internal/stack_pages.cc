@@ -13,6 +13,7 @@
 
 #include "fiber/internal/atomic.h"
 #include "fiber/internal/stack_arena.h"
+#include "fiber/internal/stack_cache.h"
 #include "fiber/internal/thread_state.h"
 
 namespace fiber::internal {
@@ -20,6 +21,7 @@ namespace {
 
 // Newer than the oldest headers we build with.
 constexpr long kSysProcessMadvise = 440;
+constexpr int kMadvPopulateWrite = 23;  // Linux 5.14
 constexpr int kPidfdSelf = -10000;  // Linux 6.15
 
 }  // namespace
@@ -57,6 +59,21 @@ void DiscardPages(const iovec* ranges, size_t count, bool* is_discarded) {
     }
     ++done;
   }
+}
+
+void PopulateTops(WaitBlock* list) {
+  WaitBlock* blocks[kMaxStackBatch];
+  iovec ranges[kMaxStackBatch];
+  size_t count = 0;
+  for (; list != nullptr && count < kMaxStackBatch; list = NextFree(*list)) {
+    if (list->is_stack_resident) continue;
+    const auto top = (reinterpret_cast<uintptr_t>(list->stack_high) - 1) & ~(kPageBytes - 1);
+    blocks[count] = list;
+    ranges[count++] = {reinterpret_cast<void*>(top), kPageBytes};
+  }
+  if (count == 0) return;
+  const size_t done = AdvisePages(ranges, count, kMadvPopulateWrite);
+  for (size_t i = 0; i < done; ++i) blocks[i]->is_stack_resident = true;
 }
 
 bool Residency::Ask(uintptr_t start, size_t pages) {

@@ -19,6 +19,12 @@ size_t AdvisePages(const iovec* ranges, size_t count, int advice);
 // is_discarded[i]: the kernel refuses to (locked memory, most likely), and the range is as it was.
 void DiscardPages(const iovec* ranges, size_t count, bool* is_discarded);
 
+// Makes the uppermost page of each stack of a list resident, up to kMaxStackBatch of them, in one
+// call. Each would fault otherwise when its fiber begins, and a fault costs more than its page (in a
+// virtual machine: 21 us of which 13 were left). What the kernel refuses faults as ever. By who has
+// the stacks.
+void PopulateTops(WaitBlock* list);
+
 // Which pages are in memory, asked of the kernel for many neighbours at once: 0.3 us a stack where
 // stacks are visited one after the other, 1.8 us if each were asked about alone.
 //

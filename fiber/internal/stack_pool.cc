@@ -323,6 +323,7 @@ WaitBlock* StackDepot::TakeForCache(StackClass cls, StackCache& cache, Record& f
   for (;;) {
     absl::Status why;
     if (WaitBlock* block = TakeOrNone(cls, &why); block != nullptr) {
+      if (cache.WasFilled()) PopulateTops(block);
       StackChain rest;
       for (WaitBlock* next = NextFree(*block); next != nullptr;) {
         WaitBlock* current = next;

@@ -612,6 +612,15 @@ TEST(StackCacheTest, TheOwnerUsesLastInFirstOutAndOthersTakeAll) {
 // A depot that has `stacks` stacks and no more.
 StackPoolOptions AtMost(size_t stacks) { return {.max_stack_memory = stacks * kPageBytes}; }
 
+// Whether the kernel makes pages resident for many ranges at once.
+bool IsPopulatingKnown() {
+  void* const page = mmap(nullptr, kPageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const iovec range = {page, kPageBytes};
+  const bool is_known = AdvisePages(&range, 1, 23 /* MADV_POPULATE_WRITE */) == 1;
+  munmap(page, kPageBytes);
+  return is_known;
+}
+
 class StackWaitTest : public testing::Test {
  protected:
   StackWaitTest() { testing::internal::CaptureStderr(); }  // waiting is announced
@@ -636,6 +645,32 @@ TEST_F(StackWaitTest, TakingForACacheFillsIt) {
   EXPECT_EQ(cache.size(), 31u);
   depot.GiveFrom(cache);
   EXPECT_EQ(depot.Stats().free[0], 63u);
+}
+
+// A million fibers would fault a million times; one fiber needs no 32 pages.
+TEST_F(StackWaitTest, ASecondHandfulComesWithItsUppermostPages) {
+  StackDepot& depot = NewDepot();
+  StackCache cache;
+  std::vector<WaitBlock*> blocks;
+  const auto take_handful = [&] {
+    const size_t before = blocks.size();
+    blocks.push_back(depot.TakeForCache(StackClass::k64KiB, cache, NewFiber()));
+    while (WaitBlock* block = cache.Pop()) blocks.push_back(block);
+    return std::vector(blocks.begin() + before, blocks.end());
+  };
+  for (WaitBlock* block : take_handful()) EXPECT_EQ(ResidentPages(*block), 0u);
+  const auto second = take_handful();
+  ASSERT_EQ(second.size(), 32u);
+  const size_t pages = IsPopulatingKnown() ? 1 : 0;
+  for (WaitBlock* block : second) EXPECT_EQ(ResidentPages(*block), pages);
+  EXPECT_TRUE(Faults(second[7]->stack_low - 1));
+  EXPECT_FALSE(Faults(second[7]->stack_high - 1));
+  // What is given back is given back to the kernel.
+  for (WaitBlock* block : second) depot.Give(List({block}));
+  depot.DiscardIdle(second.size());
+  for (WaitBlock* block : second) EXPECT_EQ(ResidentPages(*block), 0u);
+  blocks.resize(blocks.size() - second.size());
+  depot.Give(List(blocks));
 }
 
 TEST_F(StackWaitTest, FibersThatFoundNoneStartInOrderAsStacksComeBack) {

@@ -183,6 +183,7 @@ StackGuards::StackGuards(GuardMode mode, size_t budget) : mode_(mode), mprotect_
 void StackGuards::Install(const iovec*, size_t count, bool* is_guarded) {
   std::fill(is_guarded, is_guarded + count, true);
 }
+void PopulateTops(WaitBlock*) {}
 void DiscardPages(const iovec*, size_t count, bool* is_discarded) {
   std::fill(is_discarded, is_discarded + count, true);
 }
