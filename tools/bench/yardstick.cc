@@ -19,7 +19,8 @@
 // | echo           | N is the port: an echo server, a fiber a connection, until SIGTERM  |               |
 //
 // The line gives wall time and CPU time of the timed part, which comes after a warm-up of N / 20.
-// What each workload does is written as a user would write it.
+// What each workload does is written as a user would write it. With EAGER_WAKE in the environment the runtime has
+// RuntimeOptions::eager_wake.
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
@@ -413,6 +414,7 @@ int main(int argc, char** argv) {
   const int64_t n =
       workload == "echo" ? NumberOf(argv[3], 0, 65535) : NumberOf(argv[3], 1, 1'000'000'000);
   sched::RuntimeOptions options = {.workers = workers};
+  if (getenv("EAGER_WAKE") != nullptr) options.eager_wake = true;
   options.on_stall = [](const sched::Stall&) {};  // one that spawns a million fibers is one
 
   if (workload == "echo") {
