@@ -9,6 +9,7 @@
 #include "fiber/internal/local_slot.h"
 #include "fiber/internal/park.h"
 #include "fiber/internal/thread_state.h"
+#include "fiber/internal/wait.h"
 #include "fiber/scheduler.h"
 
 namespace fiber::internal {
@@ -93,6 +94,8 @@ BoundRegion::~BoundRegion() {
 // The transitions are those of park.h; what the next context does after the switch elsewhere, the fiber does itself here,
 // since it stays on its stack. Nobody may hold a bound fiber, whose stack is in use while it is Parked (trimmer.cc).
 //
+// Its deadline is its thread's to keep: there may be no other to expire timers.
+//
 // order: thread-signal — release by the unparker, acquire by the thread. The store of zero comes before the CAS that lets
 // anybody find the fiber Parked.
 void ParkBound(Record& self) {
@@ -100,8 +103,14 @@ void ParkBound(Record& self) {
   const int saved_errno = errno;
   block.signal.store(0, std::memory_order_relaxed);
   if (FinishPark(self)) {
+    int64_t deadline_ns = block.timer.deadline_ns.load(std::memory_order_relaxed);
     while (block.signal.load(std::memory_order_acquire) == 0) {  // order: thread-signal
-      (void)FutexWait(block.signal, 0, kNeverNs);
+      if (FutexWait(block.signal, 0, deadline_ns)) continue;
+      if (const uint64_t word = block.word.Load(); WaitWord::IsOpen(word) && block.word.TryClaim(word)) {
+        block.outcome = kOutcomeDeadline;
+        break;
+      }
+      deadline_ns = kNeverNs;  // claimed: the unpark comes
     }
   }
   self.state.store(State::kRunning, std::memory_order_relaxed);

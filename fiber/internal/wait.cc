@@ -97,7 +97,10 @@ uint32_t Wait::Park(Deadline deadline) {
   const bool has_deadline = !deadline.is_never();
   if (has_deadline) {
     block_->timer.deadline_ns.store(deadline.nanos(), std::memory_order_seq_cst);  // order: timer
-    if (!fiber_->scheduler->ArmTimer(ThisThread(), *block_, deadline.nanos()) && CloseUnclaimed()) [[unlikely]] {
+    // A bound fiber's thread waits until then by itself.
+    if (!fiber_->is_bound() && !fiber_->scheduler->ArmTimer(ThisThread(), *block_, deadline.nanos()) &&
+        CloseUnclaimed()) [[unlikely]] {
+      block_->timer.deadline_ns.store(kNeverNs, std::memory_order_relaxed);
       return kOutcomeNoTimer;
     }
   }
