@@ -308,6 +308,10 @@ bool Core::TakeNextForYield(ThreadState& thread, Record** next) {
   worker.PayKeeper();
   // Those from outside go first, also by way of the thread's own stack.
   if (*next != nullptr || inject_.size() > 0) return true;
+  if (unstarted_.size() > 0) {
+    worker.BeginYield(*thread.current);
+    return true;
+  }
   AddOne(worker.queue().runs);  // it gave everybody else a chance
   return false;
 }

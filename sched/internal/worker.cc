@@ -260,8 +260,7 @@ Record* Worker::Bound(Record* fiber) {
 
 Record* Worker::FindNext() {
   fiber::internal::Backoff backoff;
-  const Record* const yielded = std::exchange(yielded_, nullptr);
-  for (;;) {
+  for (const Record* yielded = std::exchange(yielded_, nullptr);; yielded = nullptr) {
     if (core_.is_stopped()) return nullptr;
     if (blocker_ != nullptr) [[unlikely]] LookBack();
     if (core_.crew().has_surplus()) [[unlikely]] (void)core_.crew().StandUp(*this);
@@ -271,8 +270,9 @@ Record* Worker::FindNext() {
     if (is_maintenance_due()) {
       if (Record* fiber = Maintain(yielded); fiber != nullptr) return Found(fiber);
     }
-    if (Record* fiber = TakeLocal(nullptr); fiber != nullptr) return Found(fiber);
-    if (Record* fiber = TakeShared(); fiber != nullptr) return Found(fiber);
+    Record* fiber = TakeLocal(nullptr);
+    if (fiber == nullptr) fiber = TakeShared();
+    if (fiber != nullptr) return Found(HasJustYielded(*fiber, yielded) ? InsteadOf(*fiber) : fiber);
     DoChores();
     if (core_.queues().size() > 1) {
       if (EventSource* source = core_.installed_source(); source != nullptr) {
@@ -339,11 +339,25 @@ Record* Worker::Maintain(const Record* yielded) {
   AddOne(queue_.polls);
   if (EventSource* source = core_.installed_source(); source != nullptr) source->Poll(0);
   Record* const fiber = core_.inject().size() > kLongLine ? TakeShared() : TakeOneShared();
-  if (fiber == nullptr || fiber != yielded) return fiber;
-  // Nobody has had a turn since it yielded.
-  core_.inject().Push(*fiber);
-  if (Record* other = TakeLocal(nullptr); other != nullptr) return other;
-  return TakeOneShared();
+  if (fiber == nullptr || !HasJustYielded(*fiber, yielded)) return fiber;
+  if (Record* other = TakeLocal(nullptr); other != nullptr) {
+    core_.inject().Push(*fiber);
+    return other;
+  }
+  return InsteadOf(*fiber);
+}
+
+// Whether nobody has had a turn since `fiber` yielded. What has not started is another in the same record.
+bool Worker::HasJustYielded(const Record& fiber, const Record* yielded) {
+  return &fiber == yielded && fiber.state.load(std::memory_order_relaxed) != State::kNew;
+}
+
+// Somebody from the shared queues instead of one that has just yielded, if there is anybody.
+Record* Worker::InsteadOf(Record& yielded) {
+  Record* const other = TakeOneShared();
+  if (other == nullptr) return &yielded;
+  PushReady(yielded);
+  return other;
 }
 
 // One fiber queued from outside, so that a worker with plenty of its own does not forget them. From either queue by turns:

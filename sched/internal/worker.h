@@ -133,6 +133,8 @@ class Worker {
   void RunFibers();
   Record* FindNext();
   Record* Maintain(const Record* yielded);
+  static bool HasJustYielded(const Record& fiber, const Record* yielded);
+  Record* InsteadOf(Record& yielded);
   void DoChores();
   Record* TakeShared();
   Record* TakeSharedUnstarted();

@@ -247,6 +247,29 @@ TEST(BlockingOutsideTest, ALoopOfCallsLeavesTheOthersATurnWhereNoThreadCanBeHad)
   });
 }
 
+// A call hands over what its thread has queued, though nobody comes for it here.
+TEST(BlockingOutsideTest, WhatWasStartedRunsWhenACallsFiberYieldsWhereNoThreadCanBeHad) {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
+    for (int i = 0; i < 200; ++i) {
+      bool has_run = false;
+      auto other = fiber::Spawn([&] { has_run = true; });
+      fiber::Blocking([] {});
+      fiber::Yield();
+      EXPECT_TRUE(has_run) << i;
+      other.Join();
+    }
+    // And at the latest when a turn of calls is over.
+    for (int i = 0; i < 50; ++i) {
+      bool has_run = false;
+      auto other = fiber::Spawn([&] { has_run = true; });
+      int calls = 0;
+      for (; !has_run && calls < 1000; ++calls) fiber::Blocking([] {});
+      EXPECT_LE(calls, 16) << i;
+      other.Join();
+    }
+  });
+}
+
 TEST(BlockingOutsideTest, FiberLocalsOfACallAreGoneAfterIt) {
   sched::Run({.workers = 1}, [] {
     static fiber::FiberLocal<int> local;
@@ -334,6 +357,39 @@ FIBER_TEST_ON(NoMigrateTest, CancellationDeadlinesAndSelectWorkInside, 1, 2) {
   fiber::Yield();
   bound.Cancel();
   EXPECT_EQ(bound.Join().code(), absl::StatusCode::kCancelled);
+}
+
+// There is no other thread to expire timers then.
+TEST(NoMigrateOutsideTest, DeadlinesAreKeptWhereNoThreadCanBeHad) {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
+    fiber::NoMigrate stay;
+    for (int i = 0; i < 20; ++i) {
+      const fiber::Deadline due = absl::Milliseconds(1);
+      EXPECT_TRUE(fiber::Sleep(absl::Milliseconds(1)).ok());
+      EXPECT_TRUE(due.is_past());
+      fiber::Channel<int> never;
+      EXPECT_EQ(never.Receive(absl::Microseconds(200)).status().code(), absl::StatusCode::kDeadlineExceeded);
+      EXPECT_EQ(fiber::Event().Wait(absl::Microseconds(200)).code(), absl::StatusCode::kDeadlineExceeded);
+    }
+  });
+}
+
+// The thread's claim for the deadline against whoever sets the event at the same time: one wake-up for each wait.
+FIBER_TEST_ON(NoMigrateTest, DeadlinesMeetWakers, 1, 2) {
+  for (int i = 0; i < tests::Scaled(2000); ++i) {
+    fiber::Event event;
+    auto setter = fiber::Spawn([&event, i] {
+      EXPECT_TRUE(fiber::Sleep(absl::Microseconds(40 + i % 40)).ok());
+      event.Set();
+    });
+    {
+      fiber::NoMigrate stay;
+      const absl::Status status = event.Wait(absl::Microseconds(60));
+      EXPECT_TRUE(status.ok() || absl::IsDeadlineExceeded(status)) << status;
+      EXPECT_TRUE(event.Wait().ok());
+    }
+    setter.Join();
+  }
 }
 
 FIBER_TEST_ON(NoMigrateTest, OthersGoOnWhileABoundFiberIsParked, 1, 2) {
