@@ -174,8 +174,8 @@ WaitBlock* StackDepot::CarveAndTake(Pool& pool, StackClass cls, size_t want, abs
   carved_ += made.count;
   PushLocked({}, made);
   const StackChain taken = PopLocked(pool, want);
+  if (taken.count == 0) *why = MemoryUsedUp();  // may throw: nobody has been taken out of the line yet
   *startable = PopWaitersLocked();
-  if (taken.count == 0) *why = MemoryUsedUp();
   return taken.first;
 }
 
@@ -315,15 +315,26 @@ WaitBlock* StackDepot::TakeOrNone(StackClass cls, absl::Status* why) noexcept {
   try {
     return Take(cls, kMostTaken, why);
   } catch (const std::bad_alloc&) {
+    // No memory to say why: a failure all the same, or WaitInLine would believe that there is a stack.
+    SpinLockHolder hold(lock_);
+    Pool& pool = pools_[static_cast<int>(cls)];
+    pool.carve_failure = absl::Status(absl::StatusCode::kResourceExhausted, "");
+    pool.carve_retry_ns = MonotonicNs() + kCarveRetryNs;
     return nullptr;
   }
+}
+
+// Where pages cannot be given back, what is not used costs none.
+bool StackDepot::MayPopulate() {
+  SpinLockHolder hold(lock_);
+  return !is_discard_refused_;
 }
 
 WaitBlock* StackDepot::TakeForCache(StackClass cls, StackCache& cache, Record& fiber) {
   for (;;) {
     absl::Status why;
     if (WaitBlock* block = TakeOrNone(cls, &why); block != nullptr) {
-      if (cache.WasFilled()) PopulateTops(block);
+      if (cache.WasFilled() && MayPopulate()) PopulateTops(block);
       StackChain rest;
       for (WaitBlock* next = NextFree(*block); next != nullptr;) {
         WaitBlock* current = next;

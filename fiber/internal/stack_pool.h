@@ -167,6 +167,7 @@ class StackDepot {
   // New stacks. Empty: *why says why. REQUIRES: carve_mutex_ is held.
   StackChain Carve(StackClass cls, absl::Status* why);
   WaitBlock* TakeOrNone(StackClass cls, absl::Status* why) noexcept;
+  bool MayPopulate();
   // False: one could be had meanwhile, and `fiber` is not in line.
   bool WaitInLine(StackClass cls, Record& fiber, const absl::Status& why);
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Waiting and parking when the heap is exhausted. A process of its own: it has its own operator new.
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -21,6 +22,7 @@
 #include "fiber/wait_group.h"
 #include "gtest/gtest.h"
 #include "sched/run.h"
+#include "tests/scale.h"
 
 namespace {
 
@@ -178,6 +180,27 @@ TEST(NoMemoryTest, AFiberThatFindsNoStackWaitsInLineAllTheSame) {
     release.Set();
     holder.Join();
     waiting.Join();
+  });
+}
+
+// Nor is there memory to say which limit it was. Sanitizers take address space as they like.
+TEST(NoMemoryTest, AFiberWhoseStackCannotBeMadeWaitsInLineAllTheSame) {
+  if (tests::kIsSlow) return;
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
+    bool has_run = false;
+    auto other = fiber::Spawn([&] { has_run = true; });
+    auto waiting = fiber::Spawn({.stack_bytes = 8 << 20}, [] {});  // the newest begins first
+    rlimit before;
+    ASSERT_EQ(getrlimit(RLIMIT_AS, &before), 0);
+    const rlimit none = {.rlim_cur = 1 << 20, .rlim_max = before.rlim_max};
+    ASSERT_EQ(setrlimit(RLIMIT_AS, &none), 0);
+    is_everything_refused = true;
+    fiber::Yield();
+    is_everything_refused = false;
+    EXPECT_TRUE(has_run) << "it is kept out by one that has no stack";
+    ASSERT_EQ(setrlimit(RLIMIT_AS, &before), 0);
+    waiting.Join();
+    other.Join();
   });
 }
 
