@@ -85,7 +85,7 @@ bool CancelNode::Cancel(const absl::Status& cause) {
     node->next_todo_ = std::exchange(marked, node);
   }
   while (found.members != nullptr) {
-    WaitBlock* const block = std::exchange(found.members, found.members->next_free);
+    WaitBlock* const block = std::exchange(found.members, NextFree(*found.members));
     Unpark(*block);
   }
   found.waiters.Unpark();
@@ -107,9 +107,7 @@ bool CancelNode::CancelThis(const absl::Status& cause, Found& found) {
   if (Member* member = members_; member != nullptr) {
     do {
       if (TryClaimForCancel(*member->block, member->shields)) {
-        member->block->next_free = nullptr;
-        *found.last_member = member->block;
-        found.last_member = &member->block->next_free;
+        found.Add(*member->block);
       }
       member = member->next;
     } while (member != members_);
