@@ -356,7 +356,7 @@ bool Worker::HasJustYielded(const Record& fiber, const Record* yielded) {
 Record* Worker::InsteadOf(Record& yielded) {
   Record* const other = TakeOneShared();
   if (other == nullptr) return &yielded;
-  PushReady(yielded);
+  core_.inject().Push(yielded);  // not the ring: it may be a blocker
   return other;
 }
 
