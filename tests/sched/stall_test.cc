@@ -93,7 +93,9 @@ TEST_P(StallTest, FibersThatComputeOnEveryWorkerLeaveTheOthersTheirTurn) {
   // A thread for each that held up others, and one that is prepared for the next. On a busy machine any thread may have held
   // them up; those that seem to block may get several.
   const auto stats = runtime.stats();
-  if (stats.stalls_blocked == 0) EXPECT_LE(stats.threads, GetParam() + static_cast<int>(stats.stalls_spinning) + 1);
+  if (stats.stalls_blocked == 0) {
+    EXPECT_LE(stats.threads, GetParam() + static_cast<int>(stats.stalls_spinning) + 1);
+  }
 }
 
 TEST_P(StallTest, FibersThatBlockOnEveryWorkerLeaveTheOthersTheirTurn) {
