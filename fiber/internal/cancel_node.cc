@@ -84,9 +84,10 @@ bool CancelNode::Cancel(const absl::Status& cause) {
     node->CancelThis(given, found);
     node->next_todo_ = std::exchange(marked, node);
   }
-  while (found.members != nullptr) {
-    WaitBlock* const block = std::exchange(found.members, NextFree(*found.members));
+  for (WaitBlock* block = found.members.first; block != nullptr;) {
+    WaitBlock* const next = NextFree(*block);
     Unpark(*block);
+    block = next;
   }
   found.waiters.Unpark();
   if (is_first) RunCallbacks();
@@ -107,7 +108,7 @@ bool CancelNode::CancelThis(const absl::Status& cause, Found& found) {
   if (Member* member = members_; member != nullptr) {
     do {
       if (TryClaimForCancel(*member->block, member->shields)) {
-        found.Add(*member->block);
+        found.members.Append(*member->block);
       }
       member = member->next;
     } while (member != members_);

@@ -10,7 +10,7 @@
 #include "absl/status/status.h"
 #include "fiber/internal/atomic.h"
 #include "fiber/internal/spin_lock.h"
-#include "fiber/internal/stack_cache.h"
+#include "fiber/internal/stack_list.h"
 #include "fiber/internal/wait_block.h"
 #include "fiber/internal/wait_queue.h"
 
@@ -107,19 +107,8 @@ class CancelNode {
   // cancelled, whichever of those around it was the reason.
   struct Found {
     CancelNode* todo = nullptr;  // below those that are marked, with a reference each
-    WaitBlock* members = nullptr;  // linked as free stacks are: a StackCache may still be reading a link that it has lost
-    WaitBlock* last_member = nullptr;
+    StackChain members;
     ClaimedWaiters waiters;
-
-    void Add(WaitBlock& member) {
-      SetNextFree(member, nullptr);
-      if (last_member == nullptr) {
-        members = &member;
-      } else {
-        SetNextFree(*last_member, &member);
-      }
-      last_member = &member;
-    }
   };
   // The part of Cancel() that is this node's.
   bool CancelThis(const absl::Status& cause, Found& found);

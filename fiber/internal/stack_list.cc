@@ -4,20 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "fiber/internal/stack_cache.h"
-
 namespace fiber::internal {
-
-void StackChain::Append(WaitBlock& block) {
-  SetNextFree(block, nullptr);
-  if (last == nullptr) {
-    first = &block;
-  } else {
-    SetNextFree(*last, &block);
-  }
-  last = &block;
-  ++count;
-}
 
 void StackList::Push(const StackChain& chain) {
   if (chain.count == 0) return;

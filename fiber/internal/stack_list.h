@@ -4,17 +4,27 @@
 
 #include <cstddef>
 
+#include "fiber/internal/stack_cache.h"
 #include "fiber/internal/wait_block.h"
 
 namespace fiber::internal {
 
-// StackChain is a run of free stacks, linked by next_free.
+// StackChain is a run of free stacks, or of blocks whose waits somebody has claimed, linked by next_free.
 struct StackChain {
   WaitBlock* first = nullptr;
   WaitBlock* last = nullptr;
   size_t count = 0;
 
-  void Append(WaitBlock& block);
+  void Append(WaitBlock& block) {
+    SetNextFree(block, nullptr);
+    if (last == nullptr) {
+      first = &block;
+    } else {
+      SetNextFree(*last, &block);
+    }
+    last = &block;
+    ++count;
+  }
 };
 
 // StackList is a stack of chains: many stacks change hands without a look at each, which would be a

@@ -327,7 +327,7 @@ bool Core::ArmTimer(ThreadState& thread, WaitBlock& block, int64_t deadline_ns) 
   if (!TryFile(block, deadline_ns, kLate, deadline_ns - now >= 64 * kLate, this)) return true;
   Worker* const worker = static_cast<Worker*>(thread.worker);
   try {
-    if (worker == nullptr) {  // a bound fiber's thread: any queue will do
+    if (worker == nullptr) {  // a Timer of a bound fiber: any queue will do
       if (queues()[0]->timers.File(block, deadline_ns, now) && idle_.IsKeeperLate(EarliestDue())) InterruptSleeper();
     } else if (worker->queue().timers.File(block, deadline_ns, now)) {
       worker->OweKeeper();  // told when a successor is found

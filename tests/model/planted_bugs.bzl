@@ -266,8 +266,8 @@ PLANTED_BUGS = {
         "cancel_cases",
         "MemberBeginsToWait",
         "fiber/internal/cancel_node.cc",
-        "  cause_.store(&given_, std::memory_order_seq_cst);  // order: cancel\n  if (Member* member = members_; member != nullptr) {\n    do {\n      if (TryClaimForCancel(*member->block, member->shields)) {\n        found.Add(*member->block);\n      }\n      member = member->next;\n    } while (member != members_);\n  }\n",
-        "  if (Member* member = members_; member != nullptr) {\n    do {\n      if (TryClaimForCancel(*member->block, member->shields)) {\n        found.Add(*member->block);\n      }\n      member = member->next;\n    } while (member != members_);\n  }\n  cause_.store(&given_, std::memory_order_seq_cst);  // order: cancel\n",
+        "  cause_.store(&given_, std::memory_order_seq_cst);  // order: cancel\n  if (Member* member = members_; member != nullptr) {\n    do {\n      if (TryClaimForCancel(*member->block, member->shields)) {\n        found.members.Append(*member->block);\n      }\n      member = member->next;\n    } while (member != members_);\n  }\n",
+        "  if (Member* member = members_; member != nullptr) {\n    do {\n      if (TryClaimForCancel(*member->block, member->shields)) {\n        found.members.Append(*member->block);\n      }\n      member = member->next;\n    } while (member != members_);\n  }\n  cause_.store(&given_, std::memory_order_seq_cst);  // order: cancel\n",
     ),
     "no_look_at_the_parent": (
         "cancel_cases",
