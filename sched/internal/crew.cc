@@ -93,7 +93,6 @@ void Crew::AddSeats(int32_t count) {
 }
 
 bool Crew::Rest(Worker& worker) {
-  const uint32_t calls = worker.calls();
   {
     std::lock_guard hold(mutex_);
     if (is_stopped_) return false;
@@ -104,13 +103,16 @@ bool Crew::Rest(Worker& worker) {
       return true;
     }
     worker.LieDown();
-    worker.next_resting = resting_;
-    resting_ = &worker;
+    AddResting(worker);
   }
+  return AwaitSeat(worker);
+}
+
+bool Crew::AwaitSeat(Worker& worker) {
   for (;;) {
-    worker.AwaitCall(calls, MonotonicNs() + kRestNs);
+    worker.AwaitCall(MonotonicNs() + kRestNs);
     std::lock_guard hold(mutex_);
-    if (worker.calls() != calls) return !is_stopped_;
+    if (worker.is_called()) return !is_stopped_;
     if (worker.pins > 0) continue;
     Forget(worker);
     return false;
@@ -150,8 +152,7 @@ void Crew::FillSeats() {
   {
     std::lock_guard hold(mutex_);
     while (!is_stopped_ && free_seats_.load(std::memory_order_relaxed) > 0) {
-      Worker* const worker = TakeForSeat();
-      if (worker == nullptr) break;
+      if (!CallSomebody()) break;
       free_seats_.store(free_seats_.load(std::memory_order_relaxed) - 1, std::memory_order_seq_cst);  // order: idle-wake
     }
     if (complaint_ == nullptr) return;
@@ -159,16 +160,19 @@ void Crew::FillSeats() {
   Complain();
 }
 
-// Somebody who is seated from here on, or nobody.
-Worker* Crew::TakeForSeat() {
-  if (Worker* const worker = resting_; worker != nullptr) {
-    resting_ = worker->next_resting;
-    worker->Sit();
-    worker->Call();
-    return worker;
-  }
-  Worker* const worker = TakeThreadless();
-  return worker != nullptr && StartThread(*worker, /*is_seated=*/true) ? worker : nullptr;
+// Somebody is seated from here on. False: nobody can be had.
+bool Crew::CallSomebody() {
+  if (resting_ == nullptr && !StartThread()) return false;
+  Worker& worker = *resting_;
+  resting_ = worker.next_resting;
+  worker.Sit();
+  worker.Call();
+  return true;
+}
+
+void Crew::AddResting(Worker& worker) {
+  worker.next_resting = resting_;
+  resting_ = &worker;
 }
 
 void Crew::PrepareSpare() {
@@ -177,7 +181,7 @@ void Crew::PrepareSpare() {
   // Nobody is missing yet: a failure is neither told of, nor does it keep the next from being tried.
   const int64_t next_complaint = std::exchange(next_complaint_ns_, fiber::internal::kNeverNs);
   const int64_t retry = retry_ns_.load(std::memory_order_relaxed);
-  if (Worker* const worker = TakeThreadless(); worker != nullptr) (void)StartThread(*worker, /*is_seated=*/false);
+  (void)StartThread();
   next_complaint_ns_ = next_complaint;
   retry_ns_.store(retry, std::memory_order_relaxed);
 }
@@ -204,14 +208,18 @@ Worker* Crew::TakeThreadless() {
   return worker;
 }
 
-bool Crew::StartThread(Worker& worker, bool is_seated) {
-  is_seated ? worker.Sit() : worker.Stand();
+// It rests from here on, though it may have to wait for a CPU before it can: who looks for one that rests finds it.
+bool Crew::StartThread() {
+  Worker* const worker = TakeThreadless();
+  if (worker == nullptr) return false;
+  worker->LieDown();
   CountQueues();
-  if (worker.Start()) {
+  if (worker->Start()) {
     threads_.store(threads_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+    AddResting(*worker);
     return true;
   }
-  worker.Leave();
+  worker->Leave();
   CountQueues();
   NoThread(kThreadLimits);
   return false;

@@ -19,8 +19,8 @@
 //   standing resting   itself                at a scheduling point, if none is; its queue is empty by then
 //   resting  seated    who fills seats       a seat is free
 //   resting  gone      itself                nobody called it for kRestNs; the thread ends
-//   gone     seated    who fills seats       a seat is free and nobody rests; a new thread
-//   gone     standing  the monitor           somebody will be needed soon and nobody rests; a new thread, which then rests
+//   gone     resting   who fills seats, or   nobody rests, and a seat is free, or somebody will be needed soon; a new thread,
+//                      the monitor           which may be called before it has begun
 //
 // The first three are a CAS each, by mode; the rest happen under mutex_, where the free seats are counted, and so does
 // seated → standing. A worker goes to sleep only if it is seated, so at most as many are idle as there are seats.
@@ -84,6 +84,8 @@ class Crew {
   // By the worker itself, standing, its queue empty. True: it was called, and is seated. False: its thread is to end.
   // Blocks the thread.
   [[nodiscard]] bool Rest(Worker& worker);
+  // The same by a new thread, which rests since before it was made.
+  [[nodiscard]] bool AwaitSeat(Worker& worker);
 
   // Seats beyond the fixed number, until they are taken back: for many fibers that block one after the other.
   void AddSeats(int32_t count);
@@ -108,7 +110,7 @@ class Crew {
   };
 
   // A new thread, if nobody rests: where one will be needed soon. Where all CPUs compute, a new one waits for them for some
-  // milliseconds, and one that rested does not.
+  // milliseconds, and one that has rested does not.
   void PrepareSpare();
   // Calls somebody for each free seat, as long as somebody can be had. By whoever freed one.
   void FillSeats();
@@ -130,10 +132,11 @@ class Crew {
   void Unpin(Worker& worker);
 
   // Under mutex_.
-  Worker* TakeForSeat();
+  bool CallSomebody();
+  void AddResting(Worker& worker);
+  bool StartThread();
   Worker* TakeThreadless();
   Worker* MakeWorker();
-  bool StartThread(Worker& worker, bool is_seated);
   void Forget(Worker& worker);
   void CountQueues();
   void NoThread(const char* why);

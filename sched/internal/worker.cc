@@ -57,8 +57,8 @@ void Worker::Call() {
   fiber::internal::FutexWake(calls_, 1);
 }
 
-void Worker::AwaitCall(uint32_t seen, int64_t deadline_ns) {
-  while (calls() == seen && fiber::internal::FutexWait(calls_, seen, deadline_ns)) {
+void Worker::AwaitCall(int64_t deadline_ns) {
+  while (!is_called() && fiber::internal::FutexWait(calls_, calls_before_rest_, deadline_ns)) {
   }
 }
 
@@ -94,8 +94,10 @@ void Worker::Main() {
   thread_id_.store(gettid(), std::memory_order_relaxed);
   published_state_.store(state_, std::memory_order_release);  // order: publish
   role_ = Idle::Role::kBusy;
-  BeginTurns();
-  RunFibers();
+  if (core_.crew().AwaitSeat(*this)) {
+    BeginTurns();
+    RunFibers();
+  }
   fiber::internal::StopBeingWorker(*state_);
   fiber::internal::LeaveSignalsBlocked();
 }

@@ -41,9 +41,11 @@ class Worker {
   [[nodiscard]] bool IsThreadGone();
   bool has_thread() const { return has_thread_; }
   void Join();
-  void Sit() { mode_.store(Mode::kSeated, std::memory_order_seq_cst); }      // order: stand
-  void Stand() { mode_.store(Mode::kStanding, std::memory_order_seq_cst); }   // order: stand
-  void LieDown() { mode_.store(Mode::kResting, std::memory_order_seq_cst); }  // order: stand
+  void Sit() { mode_.store(Mode::kSeated, std::memory_order_seq_cst); }  // order: stand
+  void LieDown() {
+    mode_.store(Mode::kResting, std::memory_order_seq_cst);  // order: stand
+    calls_before_rest_ = calls();
+  }
   void Leave();
   // Seated → standing.
   [[nodiscard]] bool TryStand() {
@@ -52,9 +54,10 @@ class Worker {
                                          std::memory_order_relaxed);
   }
   void Call();
-  uint32_t calls() const { return calls_.load(std::memory_order_acquire); }  // order: call
-  // Until a call comes after the first `seen`, or until `deadline_ns`. By the worker, without the lock.
-  void AwaitCall(uint32_t seen, int64_t deadline_ns);
+  // Since it lay down.
+  bool is_called() const { return calls() != calls_before_rest_; }
+  // Until it is called, or until `deadline_ns`. By the worker, without the lock.
+  void AwaitCall(int64_t deadline_ns);
   Worker* next_resting = nullptr;
   uint32_t pins = 0;
 
@@ -106,6 +109,8 @@ class Worker {
   void PushUnstarted(Record& fiber);
 
  private:
+  uint32_t calls() const { return calls_.load(std::memory_order_acquire); }  // order: call
+
   // So many rounds at most without a look at timers and events, and without one at timers alone if any are armed.
   static constexpr uint64_t kMaintenanceRounds = 61;
   static constexpr uint64_t kTimerRounds = 16;
@@ -163,6 +168,7 @@ class Worker {
   Atomic<pid_t> thread_id_{0};
   Atomic<Mode> mode_{Mode::kGone};
   Atomic<uint32_t> calls_{0};  // futex. order: call — release by who calls, acquire by the worker
+  uint32_t calls_before_rest_ = 0;
   Atomic<const fiber::internal::ThreadState*> published_state_{nullptr};
   Idle::Role role_ = Idle::Role::kBusy;
   uint64_t tick_ = 0;

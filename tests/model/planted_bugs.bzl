@@ -504,6 +504,13 @@ PLANTED_BUGS = {
         "  if (!worker.TryStand()) return false;\n",
         "  if (!worker.TryStand()) return false;\n  if (free_seats_.load(std::memory_order_relaxed) == 0) return true;\n",
     ),
+    "spare_on_its_way_is_overlooked": (
+        "worker_cases",
+        "SpareIsPrepared",
+        "sched/internal/crew.cc",
+        "  if (is_stopped_ || resting_ != nullptr) return;\n",
+        "  if (is_stopped_) return;\n",
+    ),
     "monitor_sleeps_without_a_look": (
         "worker_cases",
         "MonitorSleepsOnlyWhileAllAreIdle",
