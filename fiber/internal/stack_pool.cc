@@ -259,6 +259,7 @@ void StackDepot::Discard(StackChain* resident, StackChain* discarded) {
   }
   SpinLockHolder hold(lock_);
   is_discard_refused_ = is_refused;
+  discard_retry_ns_ = MonotonicNs() + kDiscardRetryNs;
   NoteExcessLocked();
 }
 
@@ -294,6 +295,10 @@ size_t StackDepot::DiscardIdle(size_t most) {
 int64_t StackDepot::DiscardExcess(int64_t now_ns, size_t most) {
   {
     SpinLockHolder hold(lock_);
+    if (is_discard_refused_ && now_ns >= discard_retry_ns_) {
+      is_discard_refused_ = false;  // until the next refusal
+      NoteExcessLocked();
+    }
     if (now_ns - rest_began_ns_ >= kRestNs) {
       const size_t kept = options_.max_resident_idle;
       rested_ = least_resident_idle_ > kept ? least_resident_idle_ - kept : 0;

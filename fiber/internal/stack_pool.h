@@ -137,7 +137,9 @@ class StackDepot {
   // the stacks of those before them, with their pages, which cost three times as much to get anew.
   int64_t DiscardExcess(int64_t now_ns, size_t most);
   static constexpr int64_t kRestNs = 1'000'000'000;
-  // Free stacks with pages beyond max_resident_idle, rested or not; 0 if the kernel takes none back.
+  // After a refusal (a stack's page may have been locked for a while) nothing more is tried for so long.
+  static constexpr int64_t kDiscardRetryNs = 10'000'000'000;
+  // Free stacks with pages beyond max_resident_idle, rested or not; 0 after the kernel has refused to take some back.
   size_t Excess() const {
     return excess_.load(std::memory_order_relaxed);  // a hint: it is read again under the lock
   }
@@ -212,6 +214,7 @@ class StackDepot {
   bool is_stall_seen_ ABSL_GUARDED_BY(lock_) = false;  // by the last look
   bool is_stall_said_ ABSL_GUARDED_BY(lock_) = false;
   bool is_discard_refused_ ABSL_GUARDED_BY(lock_) = false;  // then there is no excess, either
+  int64_t discard_retry_ns_ ABSL_GUARDED_BY(lock_) = 0;
   StackCache* registered_ ABSL_GUARDED_BY(lock_) = nullptr;  // each worker's caches, by the first of them
 
   // Fibers in line, and the one about to be. Written under lock_. On a line that otherwise hardly

@@ -565,6 +565,26 @@ TEST(StackDepotTest, LockedMemoryMeansSmallReservationsAndOtherGuards) {
   });
 }
 
+TEST(StackDepotTest, PagesThatWereLockedForAWhileAreTriedAgain) {
+  StackDepot& depot = NewDepot({.max_resident_idle = 0});
+  const auto blocks = TakeMany(depot, StackClass::k64KiB, 8);
+  for (WaitBlock* block : blocks) Touch(*block);
+  char* const locked = blocks[0]->stack_high - 1;
+  ASSERT_EQ(mlock(locked, 1), 0) << "a page may be locked by anybody: ulimit -l";
+  testing::internal::CaptureStderr();
+  depot.Give(List(blocks));
+  EXPECT_EQ(depot.DiscardIdle(8), 7u);
+  testing::internal::GetCapturedStderr();
+  EXPECT_EQ(depot.Excess(), 0u);
+  ASSERT_EQ(munlock(locked, 1), 0);
+  int64_t now = fiber::internal::MonotonicNs();
+  EXPECT_EQ(depot.DiscardExcess(now, 1000), kNeverNs) << "not so soon";
+  now += StackDepot::kDiscardRetryNs + StackDepot::kRestNs;
+  (void)depot.DiscardExcess(now, 1000);
+  EXPECT_EQ(depot.Stats().resident_idle, 0u);
+  EXPECT_EQ(ResidentPages(*blocks[0]), 0u);
+}
+
 TEST(StackDepotTest, ForkedChildrenUseTheDepotWhateverTheParentsThreadsWereDoing) {
   StackDepot& depot = StackDepot::Get();
   std::atomic<bool> is_stopping{false};
