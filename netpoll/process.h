@@ -98,7 +98,8 @@ struct ExitStatus {
 // child must survive is not for this class.
 //
 // A child starts with no signal blocked and none ignored, whatever this process does, and with the three standard descriptors
-// and no others.
+// and no others. It has this process's limits, also the soft one on descriptors, which the first runtime raises to the hard one:
+// a program that still uses select() may have to be started with a lower one (sh -c 'ulimit -Sn 1024; exec "$@"').
 //
 // Who reads one of two pipes to its end and then the other may wait for ever, since the child waits for the other to be read:
 // read them in two fibers, as RunProcess() does.

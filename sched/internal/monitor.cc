@@ -263,15 +263,18 @@ bool Monitor::Relieve(int64_t now_ns) {
   return is_urgent;
 }
 
-// When others go on, those who held them up are told of: which fiber, and where it is.
+// When others go on, those who held them up are told of: which fiber, and where it is. A report may have to wait for a thread that
+// has no CPU; those after it are for the next tick, since fibers may wait for this one.
 void Monitor::ReportCulprits(int64_t now_ns) {
   const int64_t stall_after = absl::ToInt64Nanoseconds(core_.options().stall_after);
-  std::erase_if(culprits_, [this, now_ns, stall_after](Culprit& culprit) {
+  const int64_t began_ns = MonotonicNs();
+  std::erase_if(culprits_, [this, now_ns, stall_after, began_ns](Culprit& culprit) {
     if (culprit.worker->queue().runs.load(std::memory_order_relaxed) != culprit.runs) return true;
     // Who blocks is replaced at once, but a short call is not worth a word.
     if (now_ns - culprit.since_ns < stall_after) return false;
     const int64_t wanted_ns = std::max(culprit.stood_ns, culprit.since_ns + stall_after);
-    return now_ns - wanted_ns > kForgottenNs || Report(culprit, now_ns);
+    if (now_ns - wanted_ns > kForgottenNs) return true;
+    return MonotonicNs() - began_ns < kBusyNs && Report(culprit, now_ns);
   });
 }
 
