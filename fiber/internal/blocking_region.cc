@@ -92,9 +92,10 @@ BoundRegion::~BoundRegion() {
 }
 
 // The transitions are those of park.h; what the next context does after the switch elsewhere, the fiber does itself here,
-// since it stays on its stack. Nobody may hold a bound fiber, whose stack is in use while it is Parked (trimmer.cc).
+// since it stays on its stack, which is in use while it is Parked: who holds it may not touch that (trimmer.cc).
 //
-// Its deadline is its thread's to keep: there may be no other to expire timers.
+// Its deadline is its thread's to keep: there may be no other to expire timers. The thread then unparks the fiber as anyone would,
+// since somebody may hold it, who rings when he is done.
 //
 // order: thread-signal — release by the unparker, acquire by the thread. The store of zero comes before the CAS that lets
 // anybody find the fiber Parked.
@@ -108,9 +109,9 @@ void ParkBound(Record& self) {
       if (FutexWait(block.signal, 0, deadline_ns)) continue;
       if (const uint64_t word = block.word.Load(); WaitWord::IsOpen(word) && block.word.TryClaim(word)) {
         block.outcome = kOutcomeDeadline;
-        break;
+        if (TakeForUnpark(self)) break;
       }
-      deadline_ns = kNeverNs;  // claimed: the unpark comes
+      deadline_ns = kNeverNs;  // the unpark comes
     }
   }
   self.state.store(State::kRunning, std::memory_order_relaxed);

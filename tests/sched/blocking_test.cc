@@ -20,6 +20,8 @@
 #include "fiber/event.h"
 #include "fiber/fiber_local.h"
 #include "fiber/go.h"
+#include "fiber/internal/park.h"
+#include "fiber/internal/thread_state.h"
 #include "fiber/mutex.h"
 #include "fiber/select.h"
 #include "fiber/semaphore.h"
@@ -390,6 +392,28 @@ FIBER_TEST_ON(NoMigrateTest, DeadlinesMeetWakers, 1, 2) {
     }
     setter.Join();
   }
+}
+
+// Who holds it, for a dump, may lose its CPU meanwhile.
+FIBER_TEST_ON(NoMigrateTest, AFiberThatIsHeldPastItsDeadlineGoesOnWhenItIsReleased, 1, 2) {
+  std::atomic<fiber::internal::Record*> record{nullptr};
+  std::atomic<bool> is_past{false};
+  auto bound = fiber::Spawn([&] {
+    fiber::NoMigrate stay;
+    record = fiber::internal::ThisThread().current;
+    EXPECT_TRUE(fiber::Sleep(absl::Milliseconds(10)).ok());
+    is_past = true;
+    for (int i = 0; i < 20; ++i) EXPECT_TRUE(fiber::Sleep(absl::Microseconds(100)).ok());
+  });
+  while (record == nullptr) fiber::Yield();
+  bool is_held;
+  while (!(is_held = fiber::internal::TryHold(*record)) && !is_past) fiber::Yield();
+  if (is_held) {
+    EXPECT_TRUE(fiber::Sleep(absl::Milliseconds(30)).ok());
+    EXPECT_FALSE(is_past);
+    fiber::internal::Release(*record);
+  }
+  bound.Join();
 }
 
 FIBER_TEST_ON(NoMigrateTest, OthersGoOnWhileABoundFiberIsParked, 1, 2) {
