@@ -58,7 +58,8 @@ struct Stats {
   uint64_t fibers_live = 0;     // spawned and not ended
   uint64_t steals = 0;          // times a worker took another's fibers
   uint64_t worker_wakes = 0;    // times an idle worker was woken on purpose
-  uint64_t stalls_spinning = 0;  // times a fiber that computed got a spare thread beside it
+  // Times a fiber that computed, or seemed to, since its thread had lost its CPU, got a spare thread beside it.
+  uint64_t stalls_spinning = 0;
   // Times one that blocked its thread did, without fiber::Blocking. Of a fiber that did so when it ran last, for which others
   // were given its place beforehand: times it blocked for RuntimeOptions::stall_after.
   uint64_t stalls_blocked = 0;

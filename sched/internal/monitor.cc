@@ -69,7 +69,8 @@ void Monitor::Main() {
     if (wait == 0) {
       Sleep();
     } else {
-      (void)fiber::internal::FutexWait(is_stopped_, 0, now + wait);
+      // Not sooner than that, though it may have been long: two looks are to be some time apart.
+      (void)fiber::internal::FutexWait(is_stopped_, 0, std::max(now + wait, MonotonicNs() + kFastNs));
     }
   }
 }
@@ -177,8 +178,7 @@ void Monitor::Look(Worker& worker, int64_t now_ns) {
 
 void Monitor::Accuse(Worker& worker, View& view, Stall::Kind kind, int64_t now_ns) {
   view.is_accused = true;
-  Atomic<uint64_t>& count = kind == Stall::Kind::kBlocked ? stalls_blocked_ : stalls_spinning_;
-  count.store(count.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  Count(kind);
   if (culprits_.size() == culprits_.capacity()) return;  // there may be no memory for more
   culprits_.push_back({.worker = &worker,
                        .kind = kind,
@@ -186,8 +186,14 @@ void Monitor::Accuse(Worker& worker, View& view, Stall::Kind kind, int64_t now_n
                        .since_ns = view.since_ns,
                        .stood_ns = now_ns,
                        .first_cpu_ns = view.first_cpu_ns,
+                       .cpu_ns = -1,
                        .tries = 0,
                        .is_wanted = false});
+}
+
+void Monitor::Count(Stall::Kind kind) {
+  Atomic<uint64_t>& count = kind == Stall::Kind::kBlocked ? stalls_blocked_ : stalls_spinning_;
+  count.store(count.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
 }
 
 // Events that nobody has polled for come to the shared queue, and timers that are due to whoever can leave its fiber.
@@ -293,21 +299,37 @@ bool Monitor::Report(Culprit& culprit, int64_t now_ns) {
     }
     if (!is_told) {
       const ThreadProbe probe(worker.thread(), worker.thread_id(), state);
-      // As long as its thread has had no CPU, as on a busy machine, it is not the fiber's doing; without /proc nobody knows.
-      const bool is_doing = culprit.kind == Stall::Kind::kBlocked ||
-                            probe.CpuNs() - culprit.first_cpu_ns >= absl::ToInt64Nanoseconds(core_.options().stall_after) / 4 ||
-                            probe.State() == '?';
       std::optional<Stall> stall;
-      if (is_doing) {
+      if (IsItsDoing(culprit, probe)) {
         stall = probe.Describe(culprit.kind, absl::Nanoseconds(now_ns - culprit.since_ns), absl::Nanoseconds(kPatienceNs));
         is_told = stall.has_value() || ++culprit.tries >= kMostTries;
       }
-      if (stall.has_value()) reporter_.Tell(*std::move(stall));
+      if (worker.queue().runs.load(std::memory_order_relaxed) != culprit.runs) {
+        is_told = true;  // it has gone on, and what was seen may be another
+      } else if (stall.has_value()) {
+        if (culprit.kind == Stall::Kind::kBlocked) fiber->set_blocker(true);
+        reporter_.Tell(*std::move(stall));
+      }
     }
   } catch (const std::bad_alloc&) {
     is_told = true;  // there is no memory for a report
   }
   return is_told;
+}
+
+// As long as a thread that seemed to compute has had no CPU, as on a busy machine, it is not the fiber's doing, nor is it known
+// what that does. Then it may turn out to block.
+bool Monitor::IsItsDoing(Culprit& culprit, const ThreadProbe& probe) {
+  if (culprit.kind == Stall::Kind::kBlocked) return true;
+  const int64_t cpu_ns = probe.CpuNs();
+  const bool stands_still = std::exchange(culprit.cpu_ns, cpu_ns) == cpu_ns;
+  if (cpu_ns - culprit.first_cpu_ns >= absl::ToInt64Nanoseconds(core_.options().stall_after) / 4) return true;
+  const char letter = probe.State();
+  if (letter == '?') return true;  // without /proc nobody knows
+  if (letter == 'R' || !stands_still) return false;
+  culprit.kind = Stall::Kind::kBlocked;
+  Count(culprit.kind);
+  return true;
 }
 
 // The second look at it that finds its clock where it was.

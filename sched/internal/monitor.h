@@ -46,6 +46,7 @@ namespace sched::internal {
 using fiber::internal::Atomic;
 
 class Core;
+class ThreadProbe;
 class Worker;
 
 class Monitor {
@@ -101,6 +102,7 @@ class Monitor {
     int64_t since_ns;
     int64_t stood_ns;
     int64_t first_cpu_ns;
+    int64_t cpu_ns;  // when it was last to be told of; -1: never
     int tries;
     bool is_wanted;
   };
@@ -116,10 +118,12 @@ class Monitor {
   View& ViewOf(const Worker& worker);
   void Look(Worker& worker, int64_t now_ns);
   void Accuse(Worker& worker, View& view, Stall::Kind kind, int64_t now_ns);
+  void Count(Stall::Kind kind);
   bool Relieve(int64_t now_ns);
   static bool IsBlocked(const Worker& worker, const fiber::internal::ThreadState& state, View& view);
   void ReportCulprits(int64_t now_ns);
   bool Report(Culprit& culprit, int64_t now_ns);
+  bool IsItsDoing(Culprit& culprit, const ThreadProbe& probe);
   void PollForOthers(int64_t now_ns);
 
   Core& core_;

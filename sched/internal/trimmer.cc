@@ -18,6 +18,7 @@ using fiber::internal::WaitBlock;
 void Trimmer::Step(int64_t now_ns, uint64_t activity) {
   if (NextDue(now_ns, activity) > now_ns || !lock_.TryLock()) return;
   const int64_t next_discard = StackDepot::Get().DiscardExcess(now_ns, kMostDiscards);
+  next_discard_ns_.store(next_discard, std::memory_order_relaxed);
   const int64_t next_walk = std::min(next_walk_ns_, EarlyWalk(activity));
   if (cursor_ != 0 || (now_ns >= next_walk && !IsWalkOver(activity))) Walk(now_ns, activity);
   const int64_t next = std::min(next_discard, cursor_ != 0 ? now_ns : next_walk_ns_);
@@ -33,7 +34,8 @@ int64_t Trimmer::EarlyWalk(uint64_t activity) const {
 int64_t Trimmer::NextDue(int64_t now_ns, uint64_t activity) const {
   int64_t due = next_step_ns_.load(std::memory_order_relaxed);
   if (IsWalkOver(activity)) {
-    if (StackDepot::Get().Excess() == 0) return fiber::internal::kNeverNs;
+    // Without an excess there may be one that the kernel has refused to take back, for a while.
+    if (StackDepot::Get().Excess() == 0) due = next_discard_ns_.load(std::memory_order_relaxed);
   } else {
     due = std::min(due, EarlyWalk(activity));
   }

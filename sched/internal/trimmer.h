@@ -70,6 +70,7 @@ class Trimmer {
   uint64_t walk_activity_ ABSL_GUARDED_BY(lock_) = 0;  // when it began
   fiber::internal::Atomic<uint64_t> seen_activity_{0};  // no fiber has run since a walk that saw all: then it is over
   fiber::internal::Atomic<int64_t> next_step_ns_{0};
+  fiber::internal::Atomic<int64_t> next_discard_ns_{fiber::internal::kNeverNs};  // as of the last step
   // Between walks: as soon as so much has run, the next one may come from then on.
   fiber::internal::Atomic<uint64_t> many_runs_{0};
   fiber::internal::Atomic<int64_t> early_walk_ns_{0};

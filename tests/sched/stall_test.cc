@@ -3,8 +3,10 @@
 // Fibers that keep their worker to themselves, and the others that go on: by counts, since no clock is judged. A stall that
 // nobody relieves makes these tests hang.
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
@@ -17,6 +19,7 @@
 #include <mutex>
 #include <random>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -285,7 +288,7 @@ TEST(StallReportTest, ABlockerThatBlocksForLongIsToldOfThoughItHoldsUpNobody) {
     while (!has_ended) fiber::Yield();
   });
   runtime.Spawn({.name = "blocker"}, [&] {
-    while (runtime.stats().stalls_blocked < 3) {
+    while (runtime.stats().stalls_blocked < 3 || stalls.all().empty()) {  // it may go on before it is told of
       EXPECT_TRUE(fiber::Sleep(absl::Milliseconds(1)).ok());
       const uint64_t before = runtime.stats().stalls_blocked;
       while (runtime.stats().stalls_blocked == before) Nap(std::chrono::milliseconds(20));
@@ -460,6 +463,50 @@ TEST(StallLimitTest, WithoutProcAFiberThatBlocksIsTakenForOneThatComputes) {
   fiber::internal::system_calls.store(&fiber::internal::kKernel, std::memory_order_release);
   close(ends[0]);
   close(ends[1]);
+}
+
+std::atomic<bool> are_all_runnable{false};
+
+// As a thread looks that waits for a CPU.
+int OpenOrSayRunnable(const char* path, int flags) {
+  if (!are_all_runnable.load() || std::string_view(path).find("/stat") == std::string_view::npos) return open(path, flags);
+  const int fd = memfd_create("stat", MFD_CLOEXEC);
+  EXPECT_EQ(pwrite(fd, "1 (x) R 1", 9, 0), 9);
+  return fd;
+}
+
+// It blocks for good, so that what was taken for want of CPU must not be the last word.
+TEST(StallLimitTest, AFiberThatSeemedToComputeIsToldOfWhenItIsFoundToBlock) {
+  fiber::internal::SystemCalls calls = fiber::internal::kKernel;
+  calls.open = &OpenOrSayRunnable;
+  Stalls stalls;
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  {
+    sched::Runtime runtime({.workers = 1, .on_stall = stalls.hook()});
+    are_all_runnable = true;
+    fiber::internal::system_calls.store(&calls, std::memory_order_release);
+    auto blocked = runtime.Spawn({.name = "reader"}, [&] {
+      char byte;
+      EXPECT_EQ(read(ends[0], &byte, 1), 1);
+    });
+    runtime
+        .Spawn([&] {
+          while (runtime.stats().stalls_spinning == 0) EXPECT_TRUE(fiber::Sleep(absl::Microseconds(100)).ok());
+          EXPECT_EQ(runtime.stats().stalls_blocked, 0u);
+          are_all_runnable = false;
+          while (stalls.all().empty()) EXPECT_TRUE(fiber::Sleep(absl::Microseconds(100)).ok());
+          EXPECT_EQ(write(ends[1], "x", 1), 1);
+        })
+        .Join();
+    blocked.Join();
+    EXPECT_EQ(runtime.stats().stalls_blocked, 1u);
+  }
+  fiber::internal::system_calls.store(&fiber::internal::kKernel, std::memory_order_release);
+  close(ends[0]);
+  close(ends[1]);
+  EXPECT_EQ(stalls.all()[0].kind, sched::Stall::Kind::kBlocked);
+  EXPECT_EQ(stalls.all()[0].name, "reader");
 }
 
 #if !defined(WEFT_TSAN)  // which, in a child of a process with threads, does not know what came before the fork
