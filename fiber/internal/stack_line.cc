@@ -43,8 +43,7 @@ bool StackDepot::WaitInLine(StackClass cls, Record& fiber, const absl::Status& w
     }
   }
   if (is_log_due) {
-    const absl::string_view limit =
-        why.message().empty() ? "no stack for another fiber: the heap is exhausted" : why.message();
+    const absl::string_view limit = LimitIn(why);
     LogLine("%.*s; until then fibers wait unstarted", static_cast<int>(limit.size()), limit.data());
   }
   return true;

@@ -228,6 +228,10 @@ void StackDepot::Give(WaitBlock* list) {
   StackChain resident;
   StackChain discarded;
   Sort(list, &resident, &discarded);
+  GiveSorted(resident, discarded);
+}
+
+void StackDepot::GiveSorted(const StackChain& resident, const StackChain& discarded) {
   Record* startable;
   {
     SpinLockHolder hold(lock_);
@@ -241,7 +245,6 @@ void StackDepot::Discard(StackChain* resident, StackChain* discarded) {
   iovec ranges[kMaxStackBatch];
   bool is_discarded[kMaxStackBatch];
   WaitBlock* blocks[kMaxStackBatch];
-  bool is_refused = false;
   WaitBlock* list = resident->first;
   *resident = {};
   while (list != nullptr) {
@@ -253,19 +256,16 @@ void StackDepot::Discard(StackChain* resident, StackChain* discarded) {
     DiscardPages(ranges, count, is_discarded);
     for (size_t i = 0; i < count; ++i) {
       blocks[i]->is_stack_resident = !is_discarded[i];
-      is_refused |= !is_discarded[i];
       (is_discarded[i] ? discarded : resident)->Append(*blocks[i]);
     }
   }
-  SpinLockHolder hold(lock_);
-  is_discard_refused_ = is_refused;
-  discard_retry_ns_ = MonotonicNs() + kDiscardRetryNs;
-  NoteExcessLocked();
 }
 
 size_t StackDepot::DiscardIdle(size_t most) {
   size_t total = 0;
-  while (total < most) {
+  StackChain refused[kStackClasses];  // set aside: the last ones given are the first ones taken
+  size_t refusals = 0;
+  while (total < most && refusals < kMostTaken) {
     StackChain resident;
     {
       SpinLockHolder hold(lock_);
@@ -279,15 +279,26 @@ size_t StackDepot::DiscardIdle(size_t most) {
     if (resident.count == 0) break;
     StackChain discarded;
     Discard(&resident, &discarded);
-    Record* startable;
-    {
-      SpinLockHolder hold(lock_);
-      PushLocked(resident, discarded);
-      startable = PopWaitersLocked();
-    }
-    Start(startable);
+    GiveSorted({}, discarded);
     total += discarded.count;
-    if (resident.count > 0) break;  // refused
+    refusals += resident.count;
+    for (WaitBlock* next = resident.first; next != nullptr;) {
+      WaitBlock* const block = std::exchange(next, NextFree(*next));
+      refused[static_cast<int>(block->stack_class)].Append(*block);
+    }
+  }
+  {
+    SpinLockHolder hold(lock_);
+    if (total > 0) {
+      is_discard_refused_ = false;
+    } else if (refusals > 0) {
+      is_discard_refused_ = true;
+      discard_retry_ns_ = MonotonicNs() + kDiscardRetryNs;
+    }
+    NoteExcessLocked();
+  }
+  for (const StackChain& chain : refused) {
+    if (chain.count > 0) GiveSorted(chain, {});
   }
   return total;
 }
@@ -311,6 +322,7 @@ int64_t StackDepot::DiscardExcess(int64_t now_ns, size_t most) {
   }
   DiscardIdle(most);
   SpinLockHolder hold(lock_);
+  if (is_discard_refused_ && resident_idle_ > options_.max_resident_idle) return discard_retry_ns_;
   if (Excess() == 0) return kNeverNs;
   return rested_ > 0 ? now_ns : rest_began_ns_ + kRestNs;
 }

@@ -10,6 +10,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "fiber/internal/atomic.h"
 #include "fiber/internal/spin_lock.h"
 #include "fiber/internal/stack_arena.h"
@@ -56,6 +57,10 @@ struct StackPoolStats {
 inline constexpr char kStackMemoryUsedUp[] =
     "no stack for another fiber: RuntimeOptions::max_stack_memory (if not set, half of the control "
     "group's memory limit) is reached: raise it";
+// What a failure to make stacks names; nothing: there was no memory to say it.
+inline absl::string_view LimitIn(const absl::Status& failure) {
+  return failure.message().empty() ? "no stack for another fiber: the heap is exhausted" : failure.message();
+}
 
 // StackDepot holds all stacks of the process that are neither in use nor in a worker's cache, makes
 // new ones, and keeps the fibers that found none in line.
@@ -129,17 +134,17 @@ class StackDepot {
   // outside may make ready. For a monitor, as often as it likes: it looks four times a second at
   // most, and speaks when it has seen this twice in a row.
   void LookForStall(const Scheduler& scheduler, int64_t now_ns);
-  // Gives back the pages of up to `most` free stacks; how many that were. 0.6 µs a stack.
+  // Gives back the pages of up to `most` free stacks; how many that were. 0.6 µs a stack. What the kernel refuses (somebody may
+  // have locked a page of a stack) is passed over, but after 32 of those it gives up.
   size_t DiscardIdle(size_t most);
   // Gives back pages of free stacks beyond max_resident_idle: of as many as were free throughout the
   // last kRestNs, up to `most` at a time. For a monitor; returns when it is to come again, now_ns at
-  // the earliest, kNeverNs if there are none. Fibers that come and go by the hundred thousand find
+  // the earliest, kNeverNs if there are none; if none were taken back, after kDiscardRetryNs. Fibers that come and go by the hundred thousand find
   // the stacks of those before them, with their pages, which cost three times as much to get anew.
   int64_t DiscardExcess(int64_t now_ns, size_t most);
   static constexpr int64_t kRestNs = 1'000'000'000;
-  // After a refusal (a stack's page may have been locked for a while) nothing more is tried for so long.
   static constexpr int64_t kDiscardRetryNs = 10'000'000'000;
-  // Free stacks with pages beyond max_resident_idle, rested or not; 0 after the kernel has refused to take some back.
+  // Free stacks with pages beyond max_resident_idle, rested or not; 0 while the kernel takes none back.
   size_t Excess() const {
     return excess_.load(std::memory_order_relaxed);  // a hint: it is read again under the lock
   }
@@ -162,7 +167,9 @@ class StackDepot {
 
   static void Sort(WaitBlock* list, StackChain* resident, StackChain* discarded);
   // Gives back the pages of resident stacks; what the kernel refuses stays in *resident.
-  void Discard(StackChain* resident, StackChain* discarded);
+  static void Discard(StackChain* resident, StackChain* discarded);
+  // Stacks of one class.
+  void GiveSorted(const StackChain& resident, const StackChain& discarded);
   // New stacks, under carve_mutex_, of which the caller gets up to `want`. null: *why says why.
   WaitBlock* CarveAndTake(Pool& pool, StackClass cls, size_t want, absl::Status* why,
                           Record** startable);

@@ -106,7 +106,7 @@ void StackDepot::LookForStall(const Scheduler& scheduler, int64_t now_ns) {
       if (pool.waiting > 0) failure = pool.carve_failure;
     }
   }
-  LogStall(still, failure.ok() ? absl::string_view(kStackMemoryUsedUp) : failure.message());
+  LogStall(still, failure.ok() ? absl::string_view(kStackMemoryUsedUp) : LimitIn(failure));
 }
 
 }  // namespace fiber::internal
