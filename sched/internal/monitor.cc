@@ -135,9 +135,12 @@ int64_t Monitor::Tick(int64_t now_ns) {
 }
 
 // Somebody sleeps, and fibers wait in the shared queues, or timers are overdue. By the protocols of idle.h he is on his way, unless
-// who owes the keeper a word stays in a fiber. If it is still so at the second look, rather wake him once too often.
+// who owes the keeper a word stays in a fiber. If it is still so at the second look, rather wake him once too often; but on a busy
+// machine, where he only waits for a CPU, less and less often.
 void Monitor::RemindIdle(int64_t now_ns) {
-  if (interval_ns_ != kFastNs) return;
+  if (interval_ns_ != kFastNs || now_ns - reminded_ns_ < reminder_pause_ns_) return;
+  reminder_pause_ns_ = now_ns - reminded_ns_ < kRestAfterNs ? std::min(2 * reminder_pause_ns_, kRestAfterNs / 2) : kBusyNs;
+  reminded_ns_ = now_ns;
   if (core_.inject().size() > 0 || core_.unstarted().size() > 0) core_.WakeIfIdle();
   if (core_.EarliestDue() <= now_ns - kFastNs) core_.InterruptSleeper();
 }

@@ -142,6 +142,8 @@ class Monitor {
   bool is_anyone_moving_ = false;  // who is seated, and has come to a scheduling point since
   int64_t interval_ns_ = kFastNs;
   int64_t quiet_since_ns_ = 0;
+  int64_t reminded_ns_ = 0;
+  int64_t reminder_pause_ns_ = 0;
   int64_t polled_ns_ = 0;          // when the polls were last seen to have moved on
   uint64_t polls_ = 0;
   StallReporter reporter_;

@@ -26,11 +26,12 @@ namespace {
 using fiber::internal::DeadlineTimer;
 using fiber::internal::WaitBlock;
 
-// A futex source that counts its interrupts, and keeps the latest deadline that is one.
+// A futex source that counts its interrupts, and keeps the latest deadline until which anybody has slept.
 class CountingSource final : public EventSource {
  public:
   void Poll(int64_t deadline_ns) override {
-    if (deadline_ns != kNeverNs && deadline_ns > latest_ns.load(std::memory_order_relaxed)) {
+    const bool is_sleep = deadline_ns != kNeverNs && deadline_ns > fiber::internal::MonotonicNs();
+    if (is_sleep && deadline_ns > latest_ns.load(std::memory_order_relaxed)) {
       latest_ns.store(deadline_ns, std::memory_order_relaxed);
     }
     source_.Poll(deadline_ns);
@@ -122,8 +123,10 @@ TEST(CoreTest, AnIdleWorkerSleepsUntilTheDeadlineAndNoLongerThanASixtyFourth) {
 TEST(CoreTest, ALoneSleeperWakesNobodyElse) {
   sched::Run({.workers = 4}, [] {
     CountingSource::InstallHere();
+    const absl::Duration start = fiber::Now();
     for (int i = 0; i < 100; ++i) EXPECT_TRUE(fiber::Sleep(absl::Microseconds(300)).ok());
-    EXPECT_LE(CountingSource::interrupts.load(), 10) << "some, to move sleepers to the new source";
+    // Some, to move sleepers to the new source; and on a busy machine the monitor takes a late sleeper for a forgotten one.
+    EXPECT_LE(CountingSource::interrupts.load(), 10 + (fiber::Now() - start) / absl::Milliseconds(20));
   });
 }
 
