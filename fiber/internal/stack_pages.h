@@ -16,7 +16,8 @@ namespace fiber::internal {
 size_t AdvisePages(const iovec* ranges, size_t count, int advice);
 
 // Gives the pages of each range back to the kernel; guards within it stay. False in
-// is_discarded[i]: the kernel refuses to (locked memory, most likely), and the range is as it was.
+// is_discarded[i]: the kernel refuses to (locked memory, most likely), and the range has what it had,
+// but for pages before the one that is refused.
 void DiscardPages(const iovec* ranges, size_t count, bool* is_discarded);
 
 // Makes the uppermost page of each stack of a list resident, up to kMaxStackBatch of them, in one

@@ -22,8 +22,8 @@
 //   gone     resting   who fills seats, or   nobody rests, and a seat is free, or somebody will be needed soon; a new thread,
 //                      the monitor           which may be called before it has begun
 //
-// The first three are a CAS each, by mode; the rest happen under mutex_, where the free seats are counted, and so does
-// seated → standing. A worker goes to sleep only if it is seated, so at most as many are idle as there are seats.
+// To asleep is a CAS and back a store, both by the worker alone; the rest happen under mutex_, where the free seats are counted.
+// A worker goes to sleep only if it is seated, so at most as many are idle as there are seats.
 //
 // What stands pushes to its own queue as ever, where nobody looks, since whoever sleeps relies on the queue's owner. So each
 // push by a fiber is followed by a look at the mode, those that the thread makes on its own stack by one before it runs a
