@@ -190,9 +190,9 @@ TEST_P(SelectTest, ReadersAndSelectsTakeTurns) {
     constexpr int kBytes = 200;
     int taken = 0;  // under the order of the stream's reads
     fiber::Event stop;
-    const auto take = [&] {
+    const auto take = [&](absl::Duration patience = absl::Milliseconds(1)) {
       char byte[1];
-      return pair.stream.Read(byte, absl::Milliseconds(1)).ok();
+      return pair.stream.Read(byte, patience).ok();
     };
     auto reader = fiber::Spawn([&] {
       int mine = 0;
@@ -221,7 +221,7 @@ TEST_P(SelectTest, ReadersAndSelectsTakeTurns) {
     stop.Set();
     taken += reader.Join();
     for (auto& each : selectors) taken += each.Join();
-    while (taken < kBytes && take()) ++taken;
+    while (taken < kBytes && take(absl::Seconds(10))) ++taken;
     EXPECT_EQ(taken, kBytes);
   });
 }
