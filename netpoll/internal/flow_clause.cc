@@ -29,6 +29,7 @@ void FlowClause::Prepare() {
   armed_ = Deadline::Never();
   status_ = absl::OkStatus();
   if (descriptor_ == nullptr || descriptor_->is_closing()) return End(ClosedStatus());
+  if (absl::Status status = descriptor_->CheckAlive(); !status.ok()) return End(std::move(status));
   if (!descriptor_->TryLock(direction_)) return;  // queues for it, if it comes to waiting
   hold_ = Hold::kFlow;
   Look();
@@ -40,6 +41,7 @@ void FlowClause::Release() {
 }
 
 void FlowClause::Look() {
+  must_look_ = false;
   if (descriptor_->is_closing()) return End(ClosedStatus());
   if (absl::Status status = descriptor_->CheckAlive(); !status.ok()) return End(std::move(status));
   armed_ = FlowDeadline();
@@ -60,6 +62,7 @@ Deadline FlowClause::FlowDeadline() const {
 bool FlowClause::TryLink(Wait& wait) {
   if (is_over_) return false;
   if (hold_ == Hold::kNothing) return TryLinkInQueue();
+  if (must_look_) return false;
   PollSlot& slot = flow().slot;
   if (!slot.TryLink(wait.block(), waiter.clause)) return false;
   // Linked; now what was stored before somebody looked at the slot in vain. As one of those would, and so that one unpark
@@ -82,7 +85,8 @@ bool FlowClause::TryLinkInQueue() {
   if ((seen & Descriptor::LockBit(direction_)) == 0) {
     descriptor_->state_.UnlockQueue((seen | Descriptor::LockBit(direction_)) + Descriptor::kRef);
     hold_ = Hold::kFlow;
-    return false;  // not over: to be looked at
+    must_look_ = true;
+    return false;  // not over: to be looked at, at the latest when it is to be linked again, if another clause has ended this wait
   }
   flow().queue.PushBack(waiter);
   descriptor_->state_.UnlockQueue((seen | Descriptor::kHasWaiters) + Descriptor::kRef);

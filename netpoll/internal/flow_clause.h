@@ -61,6 +61,7 @@ class FlowClause : public fiber::internal::Clause {
   Descriptor* const descriptor_;
   const Direction direction_;
   Hold hold_ = Hold::kNothing;  // kQueued, kFlow: and a reference
+  bool must_look_ = false;      // the flow was another's since it was last looked at
   bool is_over_ = false;
   fiber::Deadline armed_;  // of the flow, as the select has seen it
   absl::Status status_;

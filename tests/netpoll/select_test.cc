@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "netpoll/select.h"
 
+#include <atomic>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -10,6 +12,7 @@
 #include "fiber/channel.h"
 #include "fiber/event.h"
 #include "fiber/go.h"
+#include "fiber/internal/clause.h"
 #include "fiber/select.h"
 #include "gtest/gtest.h"
 #include "tests/netpoll/sockets.h"
@@ -223,6 +226,46 @@ TEST_P(SelectTest, ReadersAndSelectsTakeTurns) {
     for (auto& each : selectors) taken += each.Join();
     while (taken < kBytes && take(absl::Seconds(10))) ++taken;
     EXPECT_EQ(taken, kBytes);
+  });
+}
+
+// Does something while the select links its clauses.
+class WhileLinking final : public fiber::internal::Clause {
+ public:
+  explicit WhileLinking(std::function<void()> once) : once_(std::move(once)) {}
+  bool TryLink(fiber::internal::Wait&) override {
+    if (once_) std::exchange(once_, nullptr)();
+    return true;
+  }
+  absl::Status Finish(uint32_t) override { return absl::OkStatus(); }
+
+ private:
+  std::function<void()> once_;
+};
+
+// Another clause ends the wait just when the select has got a flow that another reader gave up: there may be more to read, and no
+// further news of it.
+TEST(SelectLinkTest, WhatAReaderLeavesIsSeenThoughAnotherClauseIsLookedAtFirst) {
+  sched::Run({.workers = 2}, [] {
+    RawPair x = ConnectedToRaw();
+    RawPair y = ConnectedToRaw();
+    std::atomic<bool> has_read{false};
+    auto reader = fiber::Spawn([&] {
+      char byte[1];
+      EXPECT_TRUE(y.stream.Read(byte).ok());
+      has_read = true;
+    });
+    WaitUntilParked(reader);
+    const auto which = fiber::Select(OnReadable(x.stream, [](const absl::Status&) {}), WhileLinking([&] {
+                                       y.peer.Send("ab");
+                                       while (!has_read) {
+                                       }
+                                       x.stream.SetReadDeadline(absl::Seconds(1000));
+                                     }),
+                                     OnReadable(y.stream, [](const absl::Status& status) { EXPECT_TRUE(status.ok()); }),
+                                     fiber::OnDeadline(absl::Seconds(10), [] {}));
+    EXPECT_EQ(which.value(), 2u);
+    reader.Join();
   });
 }
 
