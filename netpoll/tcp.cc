@@ -115,6 +115,8 @@ void TcpStream::DoSetWriteDeadline(Deadline deadline) {
 absl::Status TcpStream::DoCloseWrite() {
   if (descriptor_ == nullptr || !descriptor_->TryRef()) return ClosedStatus();
   const int error = internal::Shutdown(descriptor_->fd(), SHUT_WR);
+  // A unix socket's epoll tells nobody of that who waits for room: he finds out by trying.
+  if (error == 0) descriptor_->flow(Direction::kWrite).slot.MarkReady();
   absl::Status status;
   if (error < 0) status = ErrnoStatus(-error, "shutdown", internal::PeerText(descriptor_->fd()));
   descriptor_->Unref();

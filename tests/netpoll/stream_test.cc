@@ -399,6 +399,22 @@ TEST_P(StreamTest, SmallPacketsGoOutAtOnceOnBothEnds) {
   });
 }
 
+// No event tells who waits for room in a unix socket's buffer.
+TEST_P(StreamTest, CloseWriteEndsAParkedWriteOfAUnixSocketToo) {
+  Run([] {
+    int fds[2];
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+    auto stream = TcpStream::Adopt(fds[0]);
+    ASSERT_TRUE(stream.ok()) << stream.status();
+    RawSocket peer(fds[1]);
+    auto writer = fiber::Spawn([&] { return stream->Write(std::string(8 << 20, 'x'), absl::Seconds(20)).status; });
+    WaitUntilParked(writer);
+    EXPECT_TRUE(stream->CloseWrite().ok());
+    const absl::Status status = writer.Join();
+    EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+  });
+}
+
 TEST_P(StreamTest, TheEndsKnowEachOther) {
   Run([] {
     StreamPair pair = Connected();
