@@ -51,7 +51,7 @@ absl::StatusOr<Descriptor*> Descriptor::Create(Poller& poller, int fd, bool is_t
   self.sticky_.store(0, std::memory_order_relaxed);
   self.pending_fd_ = -1;
   self.is_tcp_ = is_tcp;
-  self.fork_generation_ = fiber::internal::ForkGeneration();
+  self.fork_generation_.store(fiber::internal::ForkGeneration(), std::memory_order_seq_cst);  // order: poll-end
   // Visible before it is added: Stop() goes through the records after it has marked the poller.
   (void)self.state_.LockQueue();
   self.state_.UnlockQueue(kHasOwner);
@@ -78,6 +78,7 @@ uint64_t Descriptor::Change(uint64_t set, uint64_t clear) {
 }
 
 bool Descriptor::TryRef() {
+  if (!IsOwnProcess()) return false;
   uint64_t seen = state_.Peek();
   for (;;) {
     if ((seen & kQueueLock) != 0) seen = state_.AwaitUnlocked();
@@ -136,6 +137,7 @@ void Descriptor::CloseInFork() ABSL_NO_THREAD_SAFETY_ANALYSIS {
 }
 
 int Descriptor::Release() {
+  if (!IsOwnProcess()) return -1;
   uint64_t seen = state_.Peek();
   do {
     if ((seen & kQueueLock) != 0) seen = state_.AwaitUnlocked();
@@ -170,18 +172,22 @@ void Descriptor::Recycle() {
   DescriptorSlab::Give(*this);
 }
 
+// With the lock of the queues, not a reference, which an owner who releases the descriptor would take for a call of his own.
 void Descriptor::Orphan(Poller& poller) {
-  if (!TryRef()) return;
+  // A copy: whoever had that lock at the fork has it for ever.
+  if (!IsOwnProcess()) return;
+  WaitBlock* parked[2] = {};
+  const uint64_t seen = state_.LockQueue();
   uint32_t alive = kAlive;
-  if (poller_ == &poller &&
+  if ((seen & kClosing) == 0 && poller_ == &poller &&
       ended_.compare_exchange_strong(alive, kOrphaned, std::memory_order_seq_cst,  // order: poll-end
                                      std::memory_order_relaxed)) {
-    for (Flow& flow : flows_) {
-      WaitBlock* block = flow.slot.ClaimWaiter(kOutcomeLookAgain);
-      if (block != nullptr) Unpark(*block);
-    }
+    for (int i = 0; i < 2; ++i) parked[i] = flows_[i].slot.ClaimWaiter(kOutcomeLookAgain);
   }
-  Unref();
+  state_.UnlockQueue(seen);
+  for (WaitBlock* block : parked) {
+    if (block != nullptr) Unpark(*block);
+  }
 }
 
 absl::Status Descriptor::CheckAlive() const {
@@ -192,7 +198,7 @@ absl::Status Descriptor::CheckAlive() const {
 }
 
 bool Descriptor::IsOwnProcess() const {
-  return fork_generation_ == fiber::internal::ForkGeneration();
+  return fork_generation_.load(std::memory_order_seq_cst) == fiber::internal::ForkGeneration();  // order: poll-end
 }
 
 // News. ---------------------------------------------------------------------------------------------------------------
@@ -293,6 +299,10 @@ void Descriptor::UnlockSlow(Direction direction) {
 FlowLock::FlowLock(Descriptor& descriptor, Direction direction, WaitReason reason,
                    Deadline deadline)
     : descriptor_(descriptor), deadline_(deadline), direction_(direction), reason_(reason) {
+  if (!descriptor.IsOwnProcess()) [[unlikely]] {
+    status_ = RuntimeEndedStatus();
+    return;
+  }
   if (!descriptor.TryLock(direction)) [[unlikely]] {
     status_ = descriptor.LockSlow(direction, reason, deadline);
     if (!status_.ok()) return;

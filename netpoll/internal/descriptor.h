@@ -49,7 +49,8 @@ struct Flow {
 // generation), and if it is used again in that very moment marks a slot without need: somebody tries a system call in vain.
 //
 // order: poll-end — store-load: Close and Orphan store ended_, then look at the slots; a call links its wait, then loads
-// ended_. One of them sees the other. seq_cst.
+// ended_. One of them sees the other. seq_cst. Likewise Create and the poller's end: the one makes the record this process's, then
+// looks whether the poller has ended; the other says so, then goes through the records of this process.
 class alignas(128) Descriptor {
  public:
   Descriptor() = default;
@@ -66,7 +67,7 @@ class alignas(128) Descriptor {
 
   // See above. A second one does nothing.
   void Close();
-  // Close(), but the number is given to the caller. REQUIRES: no call is under way; -1 if it was closed.
+  // Close(), but the number is given to the caller. REQUIRES: no call is under way; -1 if it was closed, or is a copy.
   int Release();
   // Close(), and the record is the owner's no longer.
   void Drop();
@@ -84,7 +85,7 @@ class alignas(128) Descriptor {
 
   // Anybody's. -------------------------------------------------------------------------------------------------------
 
-  // False: closing.
+  // False: closing, or a copy in a child of fork().
   [[nodiscard]] bool TryRef();
   void Unref();
   // Its runtime has ended, if it was that of `poller`.
@@ -158,7 +159,7 @@ class alignas(128) Descriptor {
   Atomic<uint32_t> generation_{0};   // counts the record's uses
   int pending_fd_ = -1;
   bool is_tcp_ = false;
-  uint64_t fork_generation_ = 0;     // of the process that made it; const while there is an owner
+  Atomic<uint64_t> fork_generation_{0};  // of the process that made it; const while there is an owner. order: poll-end
 };
 static_assert(sizeof(Descriptor) == 128);
 

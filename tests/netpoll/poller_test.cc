@@ -37,6 +37,7 @@
 #include "sched/run.h"
 #include "sched/runtime.h"
 #include "tests/netpoll/sockets.h"
+#include "tests/scale.h"
 
 namespace netpoll_test {
 namespace {
@@ -389,6 +390,34 @@ TEST(ForeignTest, FibersOfAnotherRuntimeUseThem) {
   });
 }
 
+// The end of a runtime goes through the descriptors of all, and must not look like a call on one of them.
+TEST(ReleaseTest, ADescriptorIsReleasedWhileOtherRuntimesEnd) {
+  std::atomic<bool> has_ended{false};
+  std::thread others([&] {
+    while (!has_ended) {
+      sched::Run({.workers = 1}, [] {
+        int fds[2];
+        ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+        EXPECT_TRUE(TcpStream::Adopt(fds[0]).ok());  // so that there is a poller
+        close(fds[1]);
+      });
+    }
+  });
+  sched::Run({.workers = 1}, [] {
+    int fds[2];
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+    for (int i = 0; i < tests::Scaled(20'000); ++i) {
+      auto stream = TcpStream::Adopt(fds[0]);
+      ASSERT_TRUE(stream.ok()) << stream.status();
+      ASSERT_EQ(std::move(*stream).Release(), fds[0]);
+    }
+    close(fds[0]);
+    close(fds[1]);
+  });
+  has_ended = true;
+  others.join();
+}
+
 // A child shares the parent's epoll instance: its destructors must not unregister the parent's sockets.
 TEST(ForkTest, AChildThatClosesItsCopiesDoesNotSilenceTheParent) {
   sched::Run({.workers = 1}, [] {
@@ -403,8 +432,10 @@ TEST(ForkTest, AChildThatClosesItsCopiesDoesNotSilenceTheParent) {
     ASSERT_GE(child, 0);
     if (child == 0) {
       char buffer[4];
-      const bool refuses =
-          absl::IsFailedPrecondition(pair.server.Read(buffer).status());  // would wait for a poller that is not there
+      // Would wait for a poller that is not there, and for the parent's fiber.
+      const bool refuses = absl::IsFailedPrecondition(pair.server.Read(buffer).status()) &&
+                           absl::IsFailedPrecondition(pair.client.Read(buffer).status()) &&
+                           absl::IsFailedPrecondition(pair.client.CloseWrite());
       pair.client.Close();
       { TcpStream gone = std::move(pair.server); }
       _exit(refuses && pair.client.fd() == -1 ? 0 : 1);
