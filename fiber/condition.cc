@@ -40,15 +40,14 @@ absl::Status Condition::Wait(Mutex& mutex, Deadline deadline) {
   word_.UnlockQueue(word | StateWord::kHasWaiters);
   mutex.unlock();
   const uint32_t outcome = wait.Park(deadline);
-  absl::Status status;
-  if (outcome != waiter.clause) {
+  const bool is_signalled = outcome == waiter.clause;
+  if (!is_signalled) {
     word = word_.LockQueue();
     if (waiter.is_linked) waiters_.Remove(waiter);
     word_.UnlockQueue(waiters_.is_empty() ? word & ~StateWord::kHasWaiters : word);
-    status = wait.StatusOf(outcome);
   }
-  mutex.lock();
-  return status;
+  mutex.lock();  // before what may throw: the caller has it, whatever comes of this
+  return is_signalled ? absl::OkStatus() : wait.StatusOf(outcome);
 }
 
 void Condition::SignalUpTo(size_t count) {

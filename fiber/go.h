@@ -88,7 +88,8 @@ JoinHandle<internal::ResultOf<F>> Spawn(
 // Dropping it (or assigning over it) cancels the fiber and joins it, like std::jthread, so that a child does not
 // outlive what it refers to by accident; the outcome is then dropped, an exception too. Detach() gives it up instead.
 //
-// Thread safety: one fiber or thread at a time; Cancel(), is_done() and id() from anywhere while the handle stays put.
+// Thread safety: one fiber or thread at a time; Cancel(), is_done() and id() from anywhere while the handle stays put and neither Join()
+// nor Detach() has begun.
 // Memory ordering: what the fiber did happens before Join() or Wait() returns.
 template <class T>
 class [[nodiscard]] JoinHandle {
@@ -114,8 +115,8 @@ class [[nodiscard]] JoinHandle {
     return Take();
   }
 
-  // Waits until the fiber has ended; its outcome stays for Join(). kDeadlineExceeded or kCancelled: it has not. Parks
-  // the fiber; blocks the thread when called from a plain one. REQUIRES: is_valid(), and not by the fiber itself.
+  // Waits until the fiber has ended; its outcome stays for Join(). kDeadlineExceeded or kCancelled: it has not, or this call came too
+  // late, or in a fiber that is cancelled (is_done() tells). Parks the fiber; blocks the thread when called from a plain one. REQUIRES: is_valid(), and not by the fiber itself.
   absl::Status Wait(Deadline deadline = {}) {
     internal::CheckJoinable(Checked("Wait"), "Wait");
     return internal::WaitDone(*fiber_, deadline);

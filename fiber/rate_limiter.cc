@@ -83,15 +83,30 @@ absl::Status RateLimiter::Acquire(int n, Deadline deadline) {
     if (!is_late) wanted_ += n;
   }
   if (is_late) return TooLate();
-  absl::Status status = turn_.Acquire(1, deadline);
-  const bool has_turn = status.ok();
-  if (has_turn) status = AwaitTokens(n, deadline);
-  if (!status.ok()) {
+  bool has_turn = false;
+  absl::Status status;
+  try {
+    status = turn_.Acquire(1, deadline);
+    has_turn = status.ok();
+    if (has_turn) status = AwaitTokens(n, deadline);
+  } catch (...) {  // no memory for a status
+    GiveUp(n, has_turn);
+    throw;
+  }
+  if (status.ok()) {
+    turn_.Release();
+  } else {
+    GiveUp(n, has_turn);
+  }
+  return status;
+}
+
+void RateLimiter::GiveUp(int n, bool has_turn) {
+  {
     SpinLockHolder hold(lock_);
     wanted_ -= n;
   }
   if (has_turn) turn_.Release();
-  return status;
 }
 
 absl::Status RateLimiter::AwaitTokens(int n, Deadline deadline) {

@@ -48,6 +48,7 @@ class RateLimiter {
   static Deadline Instant(double ns);
   // Waits by the one whose turn it is.
   absl::Status AwaitTokens(int n, Deadline deadline);
+  void GiveUp(int n, bool has_turn);
   [[noreturn]] void DieOfCount(const char* operation, int n) const;
 
   const double interval_ns_;  // a token takes

@@ -87,7 +87,8 @@ struct Failure {
 // returns.
 //
 // Thread safety: made, waited for and destroyed by one fiber or thread, on its stack, inner scopes before outer ones. Go(),
-// Spawn() and Cancel() from anywhere as long as it exists and its Wait() has not returned; a child may start others.
+// Spawn() and Cancel() by whoever knows that its Wait() does not return meanwhile: the fiber that made it, before that; children; others
+// as long as a child lives that waits for them.
 // Memory ordering: what children did is visible after Wait().
 class Scope {
  public:
@@ -294,6 +295,8 @@ template <class T>
 class Child {
  public:
   Child() = default;
+  Child(Child&&) noexcept = default;
+  Child& operator=(Child&&) noexcept = default;
 
   // What it returned; rethrows what escaped it. Once. Waits until it has ended, even if the caller is cancelled: its scope
   // is cancelled then too, unless that is somebody else's. Parks the fiber; blocks the thread when called from a plain one.
@@ -309,8 +312,8 @@ class Child {
     if constexpr (!std::is_void_v<T>) return *std::move(taken->outcome.value);
   }
 
-  // Waits until it has ended; its result stays for Join(). kDeadlineExceeded, kCancelled: it has not. Parks the fiber;
-  // blocks the thread when called from a plain one.
+  // Waits until it has ended; its result stays for Join(). kDeadlineExceeded, kCancelled: it has not, or this call came too late, or
+  // in a fiber that is cancelled (is_done() tells). Parks the fiber; blocks the thread when called from a plain one.
   [[nodiscard]] absl::Status Wait(Deadline deadline = {}) { return Checked("Wait").done.Wait(deadline); }
 
   // Never blocks.

@@ -210,14 +210,14 @@ absl::StatusOr<size_t> Selection::Run() {
   absl::Status status;
   try {
     Prepare();
-  } catch (...) {
+    do {
+      chosen_ = kNone;
+      status = LookOnce(&outcome);
+    } while (status.ok() && !clauses_[chosen_]->IsOver(outcome));
+  } catch (...) {  // nothing is linked any more where that may come from
     ReleaseAll();
     throw;
   }
-  do {
-    chosen_ = kNone;
-    status = LookOnce(&outcome);
-  } while (status.ok() && !clauses_[chosen_]->IsOver(outcome));
   ReleaseAll();
   if (status.ok()) status = clauses_[chosen_]->Finish(outcome);
   if (!status.ok()) return status;

@@ -61,7 +61,14 @@ class SingleFlight {
                        std::source_location site = std::source_location::current()) {
     if (absl::Status status = internal::CheckCaller(deadline); !status.ok()) return status;
     const std::shared_ptr<Flight> flight = Board(key, std::move(fn), site);
-    if (absl::Status status = flight->done.Wait(deadline); !status.ok()) {
+    absl::Status status;
+    try {
+      status = flight->done.Wait(deadline);
+    } catch (...) {  // no memory for a status
+      Leave(key, *flight);
+      throw;
+    }
+    if (!status.ok()) {
       Leave(key, *flight);
       return status;
     }

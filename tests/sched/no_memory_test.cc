@@ -14,9 +14,13 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "fiber/blocking_detached.h"
+#include "fiber/channel.h"
+#include "fiber/condition.h"
 #include "fiber/event.h"
 #include "fiber/go.h"
 #include "fiber/mutex.h"
+#include "fiber/rate_limiter.h"
+#include "fiber/select.h"
 #include "fiber/semaphore.h"
 #include "fiber/this_fiber.h"
 #include "fiber/wait_group.h"
@@ -201,6 +205,73 @@ TEST(NoMemoryTest, AFiberWhoseStackCannotBeMadeWaitsInLineAllTheSame) {
     ASSERT_EQ(setrlimit(RLIMIT_AS, &before), 0);
     waiting.Join();
     other.Join();
+  });
+}
+
+// The calls below are cancelled without memory for the status that says so.
+class CancelledWithoutMemory {
+ public:
+  template <class F>
+  explicit CancelledWithoutMemory(F call)
+      : fiber_(fiber::Spawn([call = std::move(call)]() mutable {
+          try {
+            (void)call();
+          } catch (const std::bad_alloc&) {
+            is_everything_refused = false;
+            return true;
+          }
+          is_everything_refused = false;
+          return false;
+        })) {
+    for (int i = 0; i < 3; ++i) fiber::Yield();  // it waits
+  }
+  // Whether it has thrown.
+  bool End() {
+    fiber_.Cancel(absl::InternalError("why, in a status of its own"));
+    is_everything_refused = true;
+    return fiber_.Join();
+  }
+
+ private:
+  fiber::JoinHandle<bool> fiber_;
+};
+
+TEST(NoMemoryTest, WhoWaitsForAConditionHasTheMutexHoweverThatEnds) {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
+    fiber::Mutex mutex;
+    fiber::Condition condition;
+    CancelledWithoutMemory waiter([&] {
+      fiber::MutexLock hold(mutex);
+      return condition.Wait(mutex);
+    });
+    EXPECT_TRUE(waiter.End());
+    const bool is_free = mutex.try_lock();
+    EXPECT_TRUE(is_free);
+    if (is_free) mutex.unlock();
+  });
+}
+
+TEST(NoMemoryTest, WhoGivesUpHisTurnAtARateLimiterLeavesItToOthers) {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
+    fiber::RateLimiter limiter(1, 1);
+    EXPECT_TRUE(limiter.TryAcquire());
+    CancelledWithoutMemory first([&] { return limiter.Acquire(); });
+    CancelledWithoutMemory second([&] { return limiter.Acquire(); });
+    EXPECT_TRUE(first.End());
+    EXPECT_TRUE(second.End());
+    EXPECT_TRUE(limiter.Acquire(1, absl::Seconds(5)).ok());
+  });
+}
+
+TEST(NoMemoryTest, TheClausesOfASelectThatHasThrownAreFree) {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
+    fiber::Channel<int> numbers;
+    auto receive = fiber::OnReceive(numbers, [](int) {});
+    CancelledWithoutMemory waiter([&] { return fiber::Select(receive).status(); });
+    EXPECT_TRUE(waiter.End());
+    auto sender = fiber::Spawn([&] { EXPECT_TRUE(numbers.Send(1).ok()); });
+    EXPECT_EQ(fiber::Select(receive).value(), 0u);
+    sender.Join();
   });
 }
 
