@@ -193,8 +193,8 @@ absl::Status Scope::JoinAll(Deadline grace) {
   // A deadline around the scope is its children's too; that of a Drain() is not.
   const bool is_grace_over = absl::IsDeadlineExceeded(interrupted) && !CurrentDeadline().is_past();
   node_->Cancel(is_grace_over ? absl::CancelledError("the grace period of its Scope is over") : interrupted);
-  CancelShield shield;
-  for (absl::Duration patience = absl::Seconds(1); !unfinished_.Wait(patience).ok(); patience *= 10) {
+  // No shield: who cancels the owner would not find the scopes around this one behind it.
+  for (absl::Duration patience = absl::Seconds(1); !unfinished_.WaitThrough(patience).ok(); patience *= 10) {
     LogLine("fiber::Scope '%s' was cancelled %s ago and still waits for: %s", options_.name.c_str(),
             absl::FormatDuration(patience).c_str(), node_->DescribeMembers().c_str());
   }

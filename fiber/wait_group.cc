@@ -48,6 +48,15 @@ void WaitGroup::Add(int n) {
 
 absl::Status WaitGroup::Wait(Deadline deadline) {
   internal::Wait wait(WaitReason::kWaitGroup, this);
+  return WaitAs(wait, deadline);
+}
+
+absl::Status WaitGroup::WaitThrough(Deadline deadline) {
+  internal::Wait wait(WaitReason::kWaitGroup, this, internal::Interruptible::kNo);
+  return WaitAs(wait, deadline);
+}
+
+absl::Status WaitGroup::WaitAs(internal::Wait& wait, Deadline deadline) {
   if (absl::Status status = wait.Check(deadline); !status.ok()) return status;
   if (CountIn(word_.Load()) == 0) return absl::OkStatus();
 

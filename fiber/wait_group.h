@@ -61,6 +61,12 @@ class WaitGroup {
   [[nodiscard]] absl::Status Wait(Deadline deadline = {});
 
  private:
+  friend class Scope;
+
+  // As Wait(), whoever is cancelled, and under no deadline but this one.
+  absl::Status WaitThrough(Deadline deadline);
+  absl::Status WaitAs(internal::Wait& wait, Deadline deadline);
+
   // The word's upper half. Never more than INT_MAX.
   static constexpr int kCountShift = 32;
 

@@ -405,6 +405,27 @@ FIBER_SIM_TEST(ScopeTest, WhoIsCancelledBehindAShieldCancelsItsScopesWhenThatEnd
   owner.Join();
 }
 
+// Its outer scope's children must not run on until the inner one has ended.
+FIBER_SIM_TEST(ScopeTest, WhoIsCancelledWhileAnInnerScopeIsJoinedCancelsTheOuterOneAtOnce) {
+  Mutex held;
+  held.lock();
+  absl::Status outer_child = absl::UnknownError("has not ended");
+  auto owner = Spawn([&] {
+    Scope outer;
+    outer.Go([&] { outer_child = Sleep(absl::InfiniteDuration()); });
+    Scope inner;
+    inner.Go([&] { MutexLock deaf(held); });
+    EXPECT_TRUE(absl::IsDeadlineExceeded(inner.Drain(absl::Seconds(1))));
+    (void)outer.Wait();
+  });
+  EXPECT_TRUE(Sleep(absl::Seconds(2)).ok());
+  owner.Cancel();
+  EXPECT_TRUE(Sleep(absl::Milliseconds(1)).ok());
+  EXPECT_TRUE(absl::IsCancelled(outer_child)) << outer_child;
+  held.unlock();
+  owner.Join();
+}
+
 TEST(ScopeTest, WhoWakesCancelledFindsItselfCancelled) {
   sched::Run({.workers = 2}, [] {
     for (int round = 0; round < tests::Scaled(20); ++round) {
