@@ -500,7 +500,7 @@ TEST(StallLimitTest, AFiberThatSeemedToComputeIsToldOfWhenItIsFoundToBlock) {
         })
         .Join();
     blocked.Join();
-    EXPECT_EQ(runtime.stats().stalls_blocked, 1u);
+    EXPECT_GE(runtime.stats().stalls_blocked, 1u);
   }
   fiber::internal::system_calls.store(&fiber::internal::kKernel, std::memory_order_release);
   close(ends[0]);
