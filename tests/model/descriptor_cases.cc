@@ -107,6 +107,16 @@ struct News final : FlowClause {
   absl::Status told = absl::UnknownError("not told");
 };
 
+// A clause that ends the wait for no good reason when somebody knocks.
+struct Knock final : fiber::internal::Clause {
+  explicit Knock(netpoll::internal::PollSlot& slot) : slot(slot) {}
+  bool TryLink(fiber::internal::Wait& wait) override { return slot.TryLink(wait.block(), waiter.clause); }
+  void Unlink(fiber::internal::Wait&) override { slot.Unlink(); }
+  bool IsOver(uint32_t) override { return false; }
+  absl::Status Finish(uint32_t) override { return absl::OkStatus(); }
+  netpoll::internal::PollSlot& slot;
+};
+
 bool IsClosed(const absl::Status& status) { return absl::IsFailedPrecondition(status); }
 
 // A reader waits; news, and the owner closes.
@@ -335,6 +345,32 @@ Case SelectLeavesTheQueueForAFlow() {
               }};
 }
 
+// Another clause ends the wait as the select gets the flow of a reader who leaves something.
+Case SelectGetsAFlowOnTheWay() {
+  auto world = make_shared<World>(2);
+  auto socket = make_shared<Socket>();
+  auto door = make_shared<netpoll::internal::PollSlot>();
+  return {.threads = {world->Run(0, [socket] { Check(socket->Receive({}).ok(), "it failed"); }),
+                      world->Run(1,
+                                 [socket, door] {
+                                   Knock knock(*door);
+                                   News news(*socket);
+                                   Check(fiber::Select(knock, news).ok() && news.told.ok(), "not told");
+                                 }),
+                      [socket, door] {
+                        socket->Send();
+                        socket->Send();
+                        fiber::internal::WaitBlock* const block =
+                            door->ClaimWaiter(netpoll::internal::kOutcomeLookAgain);
+                        if (block != nullptr) fiber::internal::Unpark(*block);
+                      }},
+          .finish =
+              [socket] {
+                socket->descriptor->Drop();
+                socket->CheckGone();
+              }};
+}
+
 // The deadline of the socket is moved to the past as the select begins to wait.
 Case DeadlineIsMovedUnderASelect() {
   auto world = make_shared<World>(1);
@@ -373,6 +409,7 @@ std::span<const NamedCase> Cases() {
       {"SelectMeetsTheEnd", SelectMeetsTheEnd, 3},
       {"SelectAndReaderTakeTurns", SelectAndReaderTakeTurns, 3},
       {"SelectLeavesTheQueueForAFlow", SelectLeavesTheQueueForAFlow, 2},
+      {"SelectGetsAFlowOnTheWay", SelectGetsAFlowOnTheWay, 2},
       {"DeadlineIsMovedUnderASelect", DeadlineIsMovedUnderASelect, 4},
   };
   return kCases;

@@ -604,6 +604,13 @@ PLANTED_BUGS = {
         " ||  // order: poll-end\n      FlowDeadline() < armed_) {\n",
         ") {\n",
     ),
+    "select_looks_not_at_a_flow_got_on_the_way": (
+        "descriptor_cases",
+        "SelectGetsAFlowOnTheWay",
+        "netpoll/internal/flow_clause.cc",
+        "  if (must_look_) return false;\n",
+        "",
+    ),
     "select_keeps_the_flow": (
         "descriptor_cases",
         "SelectMeetsNewsAndAnEvent",
