@@ -15,6 +15,7 @@
 #include "fiber/internal/clause.h"
 #include "fiber/select.h"
 #include "gtest/gtest.h"
+#include "sched/run.h"
 #include "tests/netpoll/sockets.h"
 
 namespace netpoll_test {
