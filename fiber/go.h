@@ -116,7 +116,8 @@ class [[nodiscard]] JoinHandle {
   }
 
   // Waits until the fiber has ended; its outcome stays for Join(). kDeadlineExceeded or kCancelled: it has not, or this call came too
-  // late, or in a fiber that is cancelled (is_done() tells). Parks the fiber; blocks the thread when called from a plain one. REQUIRES: is_valid(), and not by the fiber itself.
+  // late, or in a fiber that is cancelled (is_done() tells). Parks the fiber; blocks the thread when called from a plain one.
+  // REQUIRES: is_valid(), and not by the fiber itself.
   absl::Status Wait(Deadline deadline = {}) {
     internal::CheckJoinable(Checked("Wait"), "Wait");
     return internal::WaitDone(*fiber_, deadline);

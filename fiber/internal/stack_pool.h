@@ -139,7 +139,8 @@ class StackDepot {
   size_t DiscardIdle(size_t most);
   // Gives back pages of free stacks beyond max_resident_idle: of as many as were free throughout the
   // last kRestNs, up to `most` at a time. For a monitor; returns when it is to come again, now_ns at
-  // the earliest, kNeverNs if there are none; if none were taken back, after kDiscardRetryNs. Fibers that come and go by the hundred thousand find
+  // the earliest, kNeverNs if there are none; if the kernel took none back, after kDiscardRetryNs.
+  // Fibers that come and go by the hundred thousand find
   // the stacks of those before them, with their pages, which cost three times as much to get anew.
   int64_t DiscardExcess(int64_t now_ns, size_t most);
   static constexpr int64_t kRestNs = 1'000'000'000;

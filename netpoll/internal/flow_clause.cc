@@ -86,7 +86,7 @@ bool FlowClause::TryLinkInQueue() {
     descriptor_->state_.UnlockQueue((seen | Descriptor::LockBit(direction_)) + Descriptor::kRef);
     hold_ = Hold::kFlow;
     must_look_ = true;
-    return false;  // not over: to be looked at, at the latest when it is to be linked again, if another clause has ended this wait
+    return false;  // not over: to be looked at. Now, or, if another clause has ended this wait, when it is to be linked again
   }
   flow().queue.PushBack(waiter);
   descriptor_->state_.UnlockQueue((seen | Descriptor::kHasWaiters) + Descriptor::kRef);

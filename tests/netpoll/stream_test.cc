@@ -300,22 +300,32 @@ TEST_P(StreamTest, AnUrgentMarkDoesNotHideWhatIsBehindIt) {
   });
 }
 
+// A stream that is no TCP, and the test's own end.
+struct UnixPair {
+  UnixPair() {
+    int fds[2];
+    EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+    auto adopted = TcpStream::Adopt(fds[0]);
+    EXPECT_TRUE(adopted.ok()) << adopted.status();
+    if (adopted.ok()) stream = *std::move(adopted);
+    peer = RawSocket(fds[1]);
+  }
+  TcpStream stream;
+  RawSocket peer;
+};
+
 // A read of a unix socket stops where descriptors came along, with more behind it.
 TEST_P(StreamTest, DescriptorsSentAlongDoNotHideWhatIsBehindThem) {
   Run([] {
-    int fds[2];
-    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
-    auto stream = TcpStream::Adopt(fds[0]);
-    ASSERT_TRUE(stream.ok()) << stream.status();
-    RawSocket peer(fds[1]);
+    UnixPair pair;
     auto reader = fiber::Spawn([&] {
       std::string got(2, '\0');
-      EXPECT_TRUE(ReadFull(*stream, got).ok());
+      EXPECT_TRUE(ReadFull(pair.stream, got).ok());
       return got;
     });
     WaitUntilParked(reader);
-    SendWithDescriptor(peer, 'a');
-    peer.Send("b");
+    SendWithDescriptor(pair.peer, 'a');
+    pair.peer.Send("b");
     EXPECT_EQ(reader.Join(), "ab");
   });
 }
@@ -402,14 +412,10 @@ TEST_P(StreamTest, SmallPacketsGoOutAtOnceOnBothEnds) {
 // No event tells who waits for room in a unix socket's buffer.
 TEST_P(StreamTest, CloseWriteEndsAParkedWriteOfAUnixSocketToo) {
   Run([] {
-    int fds[2];
-    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
-    auto stream = TcpStream::Adopt(fds[0]);
-    ASSERT_TRUE(stream.ok()) << stream.status();
-    RawSocket peer(fds[1]);
-    auto writer = fiber::Spawn([&] { return stream->Write(std::string(8 << 20, 'x'), absl::Seconds(20)).status; });
+    UnixPair pair;
+    auto writer = fiber::Spawn([&] { return pair.stream.Write(std::string(8 << 20, 'x'), absl::Seconds(20)).status; });
     WaitUntilParked(writer);
-    EXPECT_TRUE(stream->CloseWrite().ok());
+    EXPECT_TRUE(pair.stream.CloseWrite().ok());
     const absl::Status status = writer.Join();
     EXPECT_TRUE(absl::IsUnavailable(status)) << status;
   });
