@@ -181,6 +181,36 @@ void Adopt(Record& fiber, WaitBlock& block) {
   Bind(fiber, block);
 }
 
+// jump_fcontext(), entered by a jump as it is left by one. A CPU predicts that a return goes to where the last call came from: a call
+// that nobody returns from would leave each return between here and the fiber's own code predicted by its neighbour's call.
+// (`yield` takes half of the time so, `pingpong` two thirds.) On other architectures it is left by what they count as a return.
+//
+// Not with a shadow stack, which must see a call. REQUIRES of whoever this is inlined into: that it calls something, so has
+// no red zone, where the address is pushed.
+[[gnu::always_inline]] inline transfer_t Jump(void* target, void* data) {
+#if defined(__x86_64__) && defined(__LP64__) && !(defined(__CET__) && (__CET__ & 2) != 0)
+  transfer_t result;
+  asm volatile(
+      "leaq 1f(%%rip), %%rax\n\t"
+      "pushq %%rax\n\t"
+      "jmp jump_fcontext@PLT\n"
+      "1:"
+      : "=a"(result.fctx), "=d"(result.data), "+D"(target), "+S"(data)
+      :
+      : "rcx", "r8", "r9", "r10", "r11", "cc", "memory", "st", "st(1)", "st(2)", "st(3)", "st(4)", "st(5)", "st(6)", "st(7)",
+        "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13",
+        "xmm14", "xmm15"
+#ifdef __AVX512F__
+        , "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27", "xmm28",
+        "xmm29", "xmm30", "xmm31", "k1", "k2", "k3", "k4", "k5", "k6", "k7"
+#endif
+  );
+  return result;
+#else
+  return jump_fcontext(target, data);
+#endif
+}
+
 }  // namespace
 
 WEFT_NO_TSAN ThreadState& Switch(ThreadState& thread, Record* to, After after) {
@@ -216,7 +246,7 @@ WEFT_NO_TSAN ThreadState& Switch(ThreadState& thread, Record* to, After after) {
 #ifdef WEFT_TSAN
   __tsan_switch_to_fiber(SanitizerFiber(thread, to), 0);
 #endif
-  const transfer_t transfer = jump_fcontext(target, &thread);
+  const transfer_t transfer = Jump(target, &thread);
 #ifdef WEFT_ASAN
   FinishSwitch(fake_stack);
 #endif
