@@ -41,7 +41,7 @@ void ReturnStack(ThreadState& thread, WaitBlock& block) {
 }
 
 // First thing on the context that was switched to: what the one that was left could not do for itself.
-void AfterSwitch(ThreadState& thread, void* context) {
+[[gnu::always_inline]] inline void AfterSwitch(ThreadState& thread, void* context) {
   Record* from = thread.from;
   switch (thread.after) {
     case After::kNothing:

@@ -9,8 +9,7 @@
 
 namespace fiber::internal {
 
-bool TakeForUnpark(Record& fiber) {
-  State state = fiber.state.load(std::memory_order_acquire);  // order: park
+bool TakeForUnparkFrom(State state, Record& fiber) {
   for (;;) {
     State next;
     switch (state) {
@@ -39,11 +38,7 @@ void Release(Record& held) {
   held.scheduler->QueueReady(held);
 }
 
-void Unpark(WaitBlock& block) {
-  if (Record* fiber = block.fiber.load(std::memory_order_acquire); fiber != nullptr) {  // order: owner
-    if (TakeForUnpark(*fiber)) fiber->scheduler->QueueReady(*fiber);
-    return;
-  }
+void UnparkThread(WaitBlock& block) {
   // The thread may go on, and wait anew, as soon as the store is seen: the wake-up may then be a spurious one, which
   // its loop tolerates. The block itself is never discarded.
   block.signal.store(1, std::memory_order_release);  // order: thread-signal

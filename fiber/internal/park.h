@@ -39,6 +39,7 @@
 #define WEFT_FIBER_INTERNAL_PARK_H_
 
 #include "fiber/internal/record.h"
+#include "fiber/scheduler.h"
 
 namespace fiber::internal {
 
@@ -71,9 +72,19 @@ inline void AbandonPark(Record& self) {
   return false;
 }
 
+// The rest of what follows, for a fiber that was seen in `state`.
+[[nodiscard]] bool TakeForUnparkFrom(State state, Record& fiber);
 // The state side of an unpark. True: the fiber is now Ready and the caller queues it; false: whoever has its stack
 // will. By whoever claimed its wait.
-[[nodiscard]] bool TakeForUnpark(Record& fiber);
+[[nodiscard]] inline bool TakeForUnpark(Record& fiber) {
+  State state = fiber.state.load(std::memory_order_acquire);  // order: park
+  if (state == State::kParked &&
+      fiber.state.compare_exchange_weak(state, State::kReady, std::memory_order_acq_rel,  // order: park
+                                        std::memory_order_acquire)) [[likely]] {
+    return true;
+  }
+  return TakeForUnparkFrom(state, fiber);
+}
 
 // Parked → Held: the right to touch the stack of a parked fiber. False: it is not parked. Anyone.
 [[nodiscard]] inline bool TryHold(Record& fiber) {
@@ -86,8 +97,15 @@ inline void AbandonPark(Record& self) {
 // Held → Parked, or HeldWoken → Ready and queued. By the holder.
 void Release(Record& held);
 
+void UnparkThread(WaitBlock& block);
 // Makes runnable the fiber or thread whose wait through `block` the caller has claimed. Any thread.
-void Unpark(WaitBlock& block);
+inline void Unpark(WaitBlock& block) {
+  if (Record* fiber = block.fiber.load(std::memory_order_acquire); fiber != nullptr) {  // order: owner
+    if (TakeForUnpark(*fiber)) fiber->scheduler->QueueReady(*fiber);
+  } else {
+    UnparkThread(block);
+  }
+}
 
 // For a scheduler's ArmTimer, once the block's wish is stored. False: what is filed already falls due early enough.
 // True: the caller files an entry (block, deadline_ns). An entry may fall due late by up to `lateness_ns`; the caller

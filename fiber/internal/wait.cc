@@ -85,6 +85,21 @@ bool Wait::CloseUnclaimed() {
   return true;
 }
 
+inline void Wait::ParkFiber() {
+  CheckCanary(*block_);
+  TellLeaveHook(*fiber_, Leaving::kPark);
+  if (TryFinishParkEarly(*fiber_)) return;
+  if (fiber_->is_bound()) [[unlikely]] {
+    ParkBound(*fiber_);
+    return;
+  }
+  ThreadState& thread = ThisThread();
+  const int saved_errno = *thread.errno_address;
+  Record* next = fiber_->scheduler->TakeNext(thread, nullptr);
+  ThreadState& back = Switch(thread, next, After::kPark);
+  *back.errno_address = saved_errno;
+}
+
 uint32_t Wait::Park(Deadline deadline) {
   if (interruptible_ == Interruptible::kYes) {
     if (IsBounded() && IsCancelled(*block_) && CloseUnclaimed()) return kOutcomeCancelled;
@@ -109,21 +124,6 @@ uint32_t Wait::Park(Deadline deadline) {
     block_->timer.deadline_ns.store(kNeverNs, std::memory_order_relaxed);
   }
   return block_->outcome;
-}
-
-void Wait::ParkFiber() {
-  CheckCanary(*block_);
-  TellLeaveHook(*fiber_, Leaving::kPark);
-  if (TryFinishParkEarly(*fiber_)) return;
-  if (fiber_->is_bound()) [[unlikely]] {
-    ParkBound(*fiber_);
-    return;
-  }
-  ThreadState& thread = ThisThread();
-  const int saved_errno = *thread.errno_address;
-  Record* next = fiber_->scheduler->TakeNext(thread, nullptr);
-  ThreadState& back = Switch(thread, next, After::kPark);
-  *back.errno_address = saved_errno;
 }
 
 // order: thread-signal — release by the unparker, acquire by the thread: what the claimer wrote travels with it.

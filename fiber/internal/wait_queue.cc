@@ -13,34 +13,9 @@ size_t WaitQueue::size() const {
   return count;
 }
 
-void WaitQueue::PushBack(Waiter& waiter) {
-  waiter.is_linked = true;
-  Waiter* const first = this->first();
-  if (first == nullptr) {
-    waiter.next = waiter.prev = &waiter;
-    SetFirst(&waiter);
-    return;
-  }
-  Waiter* last = first->prev;
-  waiter.prev = last;
-  waiter.next = first;
-  last->next = first->prev = &waiter;
-}
-
 void WaitQueue::PushFront(Waiter& waiter) {
   PushBack(waiter);  // on a ring, before the first is behind the last
   SetFirst(&waiter);
-}
-
-void WaitQueue::Remove(Waiter& waiter) {
-  waiter.is_linked = false;
-  if (waiter.next == &waiter) {
-    SetFirst(nullptr);
-    return;
-  }
-  waiter.prev->next = waiter.next;
-  waiter.next->prev = waiter.prev;
-  if (first() == &waiter) SetFirst(waiter.next);
 }
 
 absl::Status ParkInQueue(Wait& wait, StateWord& state, uint64_t word, WaitQueue& queue,
@@ -55,17 +30,6 @@ absl::Status ParkInQueue(Wait& wait, StateWord& state, uint64_t word, WaitQueue&
   if (waiter.is_linked) queue.Remove(waiter);
   state.UnlockQueue(queue.is_empty() ? word & ~StateWord::kHasWaiters : word);
   return wait.StatusOf(outcome);
-}
-
-bool ClaimedWaiters::Claim(WaitQueue& queue, Waiter& waiter, uint32_t outcome) {
-  const bool is_claimed = waiter.TryClaim();
-  queue.Remove(waiter);
-  if (!is_claimed) return false;
-  waiter.block->outcome = outcome;
-  waiter.next = nullptr;
-  (last_ == nullptr ? first_ : last_->next) = &waiter;
-  last_ = &waiter;
-  return true;
 }
 
 void ClaimedWaiters::UnparkAll() {

@@ -87,6 +87,44 @@ class ClaimedWaiters {
   Waiter* last_ = nullptr;
 };
 
+// What follows is on the way of every message between two fibers.
+
+inline void WaitQueue::PushBack(Waiter& waiter) {
+  waiter.is_linked = true;
+  Waiter* const first = this->first();
+  if (first == nullptr) {
+    waiter.next = waiter.prev = &waiter;
+    SetFirst(&waiter);
+    return;
+  }
+  Waiter* last = first->prev;
+  waiter.prev = last;
+  waiter.next = first;
+  last->next = first->prev = &waiter;
+}
+
+inline void WaitQueue::Remove(Waiter& waiter) {
+  waiter.is_linked = false;
+  if (waiter.next == &waiter) {
+    SetFirst(nullptr);
+    return;
+  }
+  waiter.prev->next = waiter.next;
+  waiter.next->prev = waiter.prev;
+  if (first() == &waiter) SetFirst(waiter.next);
+}
+
+inline bool ClaimedWaiters::Claim(WaitQueue& queue, Waiter& waiter, uint32_t outcome) {
+  const bool is_claimed = waiter.TryClaim();
+  queue.Remove(waiter);
+  if (!is_claimed) return false;
+  waiter.block->outcome = outcome;
+  waiter.next = nullptr;
+  (last_ == nullptr ? first_ : last_->next) = &waiter;
+  last_ = &waiter;
+  return true;
+}
+
 }  // namespace fiber::internal
 
 #endif  // WEFT_FIBER_INTERNAL_WAIT_QUEUE_H_

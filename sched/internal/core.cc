@@ -158,6 +158,14 @@ void Core::RetryStacks() {
   StackDepot::Get().RetryWaiters();
 }
 
+inline void Core::AfterPush(Worker& worker) {
+  if (worker.is_standing()) [[unlikely]] {
+    HandOver(worker.queue());
+  } else if (!is_deferring()) {
+    WakeIfIdle();
+  }
+}
+
 void Core::QueueNew(Record& fiber) {
   ThreadState& thread = ThisThread();
   if (Worker* worker = WorkerOf(thread); worker != nullptr) {
@@ -234,14 +242,6 @@ void Core::QueueYielded(Record& fiber) {
     return;
   }
   WakeIfIdle();
-}
-
-void Core::AfterPush(Worker& worker) {
-  if (worker.is_standing()) [[unlikely]] {
-    HandOver(worker.queue());
-  } else if (!is_deferring()) {
-    WakeIfIdle();
-  }
 }
 
 void Core::HandOver(RunQueue& queue) {

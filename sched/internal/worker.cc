@@ -187,12 +187,6 @@ void Worker::PushReady(Record& fiber) {
   if (!queue_.ring.Push(fiber)) core_.inject().Push(fiber);
 }
 
-void Worker::PushNext(Record& fiber) {
-  Record* displaced =
-      queue_.next_slot.exchange(&fiber, std::memory_order_seq_cst);  // order: idle-wake
-  if (displaced != nullptr) PushReady(*displaced);
-}
-
 void Worker::PushUnstarted(Record& fiber) {
   if (queue_.unstarted.Push(fiber)) [[likely]] return;
   // Full: the older half moves to the shared queue.
@@ -216,40 +210,30 @@ void Worker::PushUnstarted(Record& fiber) {
   if (!queue_.unstarted.Push(fiber)) core_.unstarted().Push(fiber);
 }
 
-Record* Worker::TakeLocal(WaitBlock* spare) {
-  for (;;) {
-    ++tick_;
-    Record* fiber = nullptr;
-    if (next_runs_ < kMostNextRuns &&
-        queue_.next_slot.load(std::memory_order_relaxed) != nullptr) {
-      fiber = queue_.next_slot.exchange(nullptr, std::memory_order_acq_rel);  // order: idle-wake
-    }
-    if (fiber != nullptr) {
-      ++next_runs_;
-      AddOne(queue_.runs);
-      return fiber;
-    }
-    // Not by ticks: a fiber that starts and joins others in a loop may leave every eighth to the next-slot.
-    if (++turns_ % kUnstartedShare == 0) fiber = queue_.unstarted.TakeOldest();
-    if (fiber == nullptr) {
-      fiber = queue_.ring.Pop();
-      // While it runs, the caches get what those behind it will miss: of the next its frames, and first its record.
-      if (const Record* next = queue_.ring.Peek(0); next != nullptr) fiber::internal::PrefetchStack(*next);
-      if (const Record* later = queue_.ring.Peek(2); later != nullptr) __builtin_prefetch(later);
-    }
-    if (fiber == nullptr) fiber = queue_.unstarted.TakeNewest();
-    if (fiber == nullptr) {
-      if (next_runs_ == 0) return nullptr;
-      next_runs_ = 0;  // nobody else was kept out
-      if (queue_.next_slot.load(std::memory_order_relaxed) == nullptr) return nullptr;
-      continue;
-    }
-    next_runs_ = 0;
-    AddOne(queue_.runs);
-    if (fiber->state.load(std::memory_order_relaxed) != State::kNew) return fiber;
-    if (fiber::internal::BindStack(*state_, *fiber, spare)) return fiber;
-    OweKeeper();  // who is to come back for those that wait for a stack
+// False: look again, the next-slot first.
+bool Worker::TakeQueued(WaitBlock* spare, Record** taken) {
+  // Not by ticks: a fiber that starts and joins others in a loop may leave every eighth to the next-slot.
+  Record* fiber = nullptr;
+  if (++turns_ % kUnstartedShare == 0) fiber = queue_.unstarted.TakeOldest();
+  if (fiber == nullptr) {
+    fiber = queue_.ring.Pop();
+    // While it runs, the caches get what those behind it will miss: of the next its frames, and first its record.
+    if (const Record* next = queue_.ring.Peek(0); next != nullptr) fiber::internal::PrefetchStack(*next);
+    if (const Record* later = queue_.ring.Peek(2); later != nullptr) __builtin_prefetch(later);
   }
+  if (fiber == nullptr) fiber = queue_.unstarted.TakeNewest();
+  *taken = fiber;
+  if (fiber == nullptr) {
+    if (next_runs_ == 0) return true;
+    next_runs_ = 0;  // nobody else was kept out
+    return queue_.next_slot.load(std::memory_order_relaxed) == nullptr;
+  }
+  next_runs_ = 0;
+  AddOne(queue_.runs);
+  if (fiber->state.load(std::memory_order_relaxed) != State::kNew) return true;
+  if (fiber::internal::BindStack(*state_, *fiber, spare)) return true;
+  OweKeeper();  // who is to come back for those that wait for a stack
+  return false;
 }
 
 // A fiber taken from elsewhere, ready to run; null: it is New and waits for a stack.

@@ -83,7 +83,20 @@ class Worker {
   uint32_t index() const { return index_; }
 
   // The next fiber of its own queue, with a stack; null: none. Also on a fiber's stack.
-  Record* TakeLocal(fiber::internal::WaitBlock* spare);
+  Record* TakeLocal(fiber::internal::WaitBlock* spare) {
+    for (;;) {
+      ++tick_;
+      if (next_runs_ < kMostNextRuns && queue_.next_slot.load(std::memory_order_relaxed) != nullptr) {
+        if (Record* fiber = queue_.next_slot.exchange(nullptr, std::memory_order_acq_rel);  // order: idle-wake
+            fiber != nullptr) {
+          ++next_runs_;
+          AddOne(queue_.runs);
+          return fiber;
+        }
+      }
+      if (Record* fiber = nullptr; TakeQueued(spare, &fiber)) return fiber;
+    }
+  }
   // Whether the thread's own stack must have a turn now: for timers, events and what was queued from outside.
   bool is_maintenance_due() const {
     return tick_ >= queue_.maintenance_at.load(std::memory_order_relaxed);
@@ -105,7 +118,11 @@ class Worker {
   }
 
   void PushReady(Record& fiber);     // to the ring
-  void PushNext(Record& fiber);      // to the next-slot
+  // To the next-slot.
+  void PushNext(Record& fiber) {
+    Record* displaced = queue_.next_slot.exchange(&fiber, std::memory_order_seq_cst);  // order: idle-wake
+    if (displaced != nullptr) PushReady(*displaced);
+  }
   void PushUnstarted(Record& fiber);
 
  private:
@@ -136,6 +153,7 @@ class Worker {
   bool StopStanding();
   void BeginTurns();
   void RunFibers();
+  bool TakeQueued(fiber::internal::WaitBlock* spare, Record** taken);
   Record* FindNext();
   Record* Maintain(const Record* yielded);
   static bool HasJustYielded(const Record& fiber, const Record* yielded);
