@@ -46,10 +46,10 @@ class Deadline {
   static constexpr Deadline Never() { return Deadline(); }
   // The earlier of the two. Never blocks.
   static constexpr Deadline Earlier(Deadline a, Deadline b) { return a.ns_ < b.ns_ ? a : b; }
-  // The instant `ns` nanoseconds after the clock's start. Never blocks.
+  // The instant `ns` nanoseconds after the clock's start; less than zero is zero. Never blocks.
   static constexpr Deadline AtNanos(int64_t ns) {
     Deadline deadline;
-    deadline.ns_ = ns;
+    deadline.ns_ = ns < 0 ? 0 : ns;
     return deadline;
   }
 

@@ -49,9 +49,9 @@ Ambient* CallersAmbient() {
 Alarm::Alarm(absl::AnyInvocable<void()> fn, std::source_location site)
     : fn_(std::move(fn)),
       site_(site),
-      ambient_(CallersAmbient()),
       parent_id_(CurrentId()),
-      block_(TakePlainBlock()) {
+      block_(TakePlainBlock()),
+      ambient_(CallersAmbient()) {
   if (fn_ == nullptr) {
     Fatal("fiber::Timer (at %s:%u) without a function", site.file_name(), static_cast<unsigned>(site.line()));
   }

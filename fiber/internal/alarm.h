@@ -61,9 +61,9 @@ class Alarm : private Ringer {
 
   absl::AnyInvocable<void()> fn_;
   const std::source_location site_;
-  Ambient* const ambient_;  // counted
   const uint64_t parent_id_;
   WaitBlock& block_;
+  Ambient* const ambient_;  // counted: last, since what comes before may throw
 
   SpinLock lock_;
   // Of the wait that stands for the setting; zero: there is none.

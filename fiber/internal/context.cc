@@ -185,10 +185,10 @@ void Adopt(Record& fiber, WaitBlock& block) {
 // that nobody returns from would leave each return between here and the fiber's own code predicted by its neighbour's call.
 // (`yield` takes half of the time so, `pingpong` two thirds.) On other architectures it is left by what they count as a return.
 //
-// Not with a shadow stack, which must see a call. REQUIRES of whoever this is inlined into: that it calls something, so has
-// no red zone, where the address is pushed.
+// With a shadow stack it would have to be a call; see RefuseShadowStacks. REQUIRES of whoever this is inlined into: that it calls
+// something, so has no red zone, where the address is pushed.
 [[gnu::always_inline]] inline transfer_t Jump(void* target, void* data) {
-#if defined(__x86_64__) && defined(__LP64__) && !(defined(__CET__) && (__CET__ & 2) != 0)
+#if defined(__x86_64__) && defined(__LP64__)
   transfer_t result;
   asm volatile(
       "leaq 1f(%%rip), %%rax\n\t"
@@ -212,6 +212,16 @@ void Adopt(Record& fiber, WaitBlock& block) {
 }
 
 }  // namespace
+
+void RefuseShadowStacks() {
+#if defined(__x86_64__) && defined(__LP64__)
+  uint64_t pointer = 0;
+  asm volatile("rdsspq %0" : "+r"(pointer));  // a CPU or a kernel without them leaves it as it is
+  if (pointer != 0) {
+    Fatal("this process has a shadow stack (CET), and fibers have none: start it with GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK");
+  }
+#endif
+}
 
 WEFT_NO_TSAN ThreadState& Switch(ThreadState& thread, Record* to, After after) {
   thread.from = thread.current;

@@ -33,6 +33,9 @@ inline void PrefetchStack(const Record& fiber) {
   }
 }
 
+// Ends the process with a message if the CPU keeps a second stack of return addresses for it: a switch would be an error to it.
+void RefuseShadowStacks();
+
 // Binds a stack and wait block to a New fiber: `spare` if it is of the right class, else a free one. False: there is
 // none, and the fiber waits in the depot's list until somebody returns one. By a worker.
 bool BindStack(ThreadState& thread, Record& fiber, WaitBlock* spare);

@@ -131,7 +131,7 @@ __attribute__((noinline)) ThreadState* ThisThreadOrNull() {
 }
 
 void BecomeWorker(ThreadState& thread, Scheduler& scheduler, void* worker) {
-  if (thread.scheduler != nullptr) Fatal("a worker of one runtime cannot become another's");
+  if (thread.scheduler != nullptr || thread.blocks_for != nullptr) Fatal("a worker of one runtime cannot become another's");
   thread.scheduler = &scheduler;
   thread.worker = worker;
   StackDepot::Get().RegisterCaches(thread.stacks);

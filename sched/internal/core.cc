@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "fiber/internal/blocking_region.h"
+#include "fiber/internal/context.h"
 #include "fiber/internal/fork.h"
 #include "fiber/internal/overflow.h"
 #include "fiber/internal/park.h"
@@ -76,10 +77,11 @@ void RaiseDescriptorLimit() {
 }
 
 void LeaveInFork() {
-  ThreadState& thread = ThisThread();
-  fiber::Scheduler* const scheduler = thread.blocks_for != nullptr ? thread.blocks_for : thread.scheduler;
+  const ThreadState* const thread = fiber::internal::ThisThreadOrNull();  // a child that is to exec allocates nothing
+  if (thread == nullptr) return;
+  fiber::Scheduler* const scheduler = thread->blocks_for != nullptr ? thread->blocks_for : thread->scheduler;
   if (dynamic_cast<Core*>(scheduler) == nullptr) return;
-  void* const worker = thread.set_aside != nullptr ? thread.set_aside : thread.worker;
+  void* const worker = thread->set_aside != nullptr ? thread->set_aside : thread->worker;
   static_cast<Worker*>(worker)->LeaveInFork();
 }
 
@@ -102,6 +104,7 @@ Core::Core(const RuntimeOptions& options)
       options_(options),
       stack_class_(DefaultClass(options.default_stack_bytes)),
       crew_(*this, static_cast<uint32_t>(WorkerCount(options.workers)), MaxThreads(options.max_threads)) {
+  fiber::internal::RefuseShadowStacks();
   RaiseDescriptorLimit();
   StackDepot::Get().SetMaxMemory(StackMemory(options.max_stack_memory));
   fiber::internal::InstallOverflowHandler();
@@ -427,10 +430,13 @@ std::string Core::DescribeFibers() {
     if (fiber::internal::SchedulerOf(fiber) != this) return;
     if (++count > kMost) return;
     if (fiber::internal::TryHold(fiber)) {
+      const struct Held {  // also if there is no memory for the text
+        Record& fiber;
+        ~Held() { fiber::internal::Release(fiber); }
+      } held{fiber};
       const WaitBlock& block = *fiber.block.load(std::memory_order_acquire);  // order: owner
       absl::StrAppend(&text, "\n  ", fiber::internal::Describe(fiber), " waits for ",
                       std::string(WaitReasonName(block.reason)));
-      fiber::internal::Release(fiber);
       return;
     }
     const State state = fiber.state.load(std::memory_order_acquire);

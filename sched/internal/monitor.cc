@@ -216,13 +216,29 @@ void Monitor::PollForOthers(int64_t now_ns) {
   }
 }
 
+// Nobody can come instead of those who stay in their fibers; who goes on takes what waits behind them. True: some have
+// not been there for long enough.
+bool Monitor::RelieveWithoutSpares(int64_t now_ns) {
+  if (!is_anyone_moving_) return false;
+  const int64_t stall_after = absl::ToInt64Nanoseconds(core_.options().stall_after);
+  bool is_urgent = false;
+  for (Worker* const worker : same_) {
+    if (now_ns - ViewOf(*worker).since_ns >= stall_after) {
+      core_.HandOver(worker->queue());
+    } else {
+      is_urgent = true;
+    }
+  }
+  return is_urgent;
+}
+
 // Something waits, and some workers do not come for it. True: soon there is more to be said of one of them.
 bool Monitor::Relieve(int64_t now_ns) {
   if (core_.idle().idle() > 0) {
     for (Worker* const worker : same_) core_.HandOver(worker->queue());
     return true;
   }
-  if (!core_.crew().has_spares()) return false;
+  if (!core_.crew().has_spares()) return RelieveWithoutSpares(now_ns);
   bool is_urgent = core_.crew().free_seats() > 0;
   int32_t stood_up = 0;
   bool has_blocked = false;

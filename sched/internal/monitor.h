@@ -120,6 +120,7 @@ class Monitor {
   void Accuse(Worker& worker, View& view, Stall::Kind kind, int64_t now_ns);
   void Count(Stall::Kind kind);
   bool Relieve(int64_t now_ns);
+  bool RelieveWithoutSpares(int64_t now_ns);
   static bool IsBlocked(const Worker& worker, const fiber::internal::ThreadState& state, View& view);
   void ReportCulprits(int64_t now_ns);
   bool Report(Culprit& culprit, int64_t now_ns);

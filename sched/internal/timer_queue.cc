@@ -22,8 +22,10 @@ bool TimerQueue::File(WaitBlock& block, int64_t deadline_ns, int64_t now_ns) {
   SpinLockHolder hold(lock_);
   if (wheel_.size() >= sweep_at_) {
     wheel_.Sweep([](const TimerWheel::Entry& entry) {
-      return static_cast<const WaitBlock*>(entry.key)->timer.filed_ns.load(
-                 std::memory_order_relaxed) == entry.deadline_ns;
+      const int64_t filed_ns =
+          static_cast<const WaitBlock*>(entry.key)->timer.filed_ns.load(std::memory_order_relaxed);
+      // Busy: by an entry of the same instant, which may be another runtime's, and then this one counts.
+      return filed_ns == entry.deadline_ns || filed_ns == fiber::internal::DeadlineTimer::kBusyNs;
     });
     sweep_at_ = std::max(kSmallestSweep, 2 * wheel_.size());
   }

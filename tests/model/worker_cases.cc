@@ -647,6 +647,7 @@ Identity IdentifyUnheld(Record&) { return {}; }
 AlternateStack::AlternateStack() = default;
 AlternateStack::~AlternateStack() = default;
 void InstallOverflowHandler() {}
+void RefuseShadowStacks() {}
 void CallInForkedChildren(void (*)()) {}
 sigset_t ProgramSignals() { return {}; }
 void BlockSignals(const sigset_t&) {}

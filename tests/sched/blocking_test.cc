@@ -99,11 +99,12 @@ FIBER_TEST_ON(BlockingTest, FibersStartedInsideAreOfTheSameRuntime, 1, 2) {
 
 FIBER_TEST_ON(BlockingTest, IsNeitherCancelledNorTimedOut, 1, 2) {
   bool has_ended = false;
+  std::atomic<bool> is_cancelled{false};
   fiber::Event begun;
   auto blocked = fiber::Spawn([&] {
     fiber::Blocking([&] {
       begun.Set();
-      Nap(absl::Milliseconds(5));
+      while (!is_cancelled) Nap(absl::Milliseconds(1));
       EXPECT_TRUE(fiber::CheckCancelled().ok());
       has_ended = true;
     });
@@ -111,6 +112,7 @@ FIBER_TEST_ON(BlockingTest, IsNeitherCancelledNorTimedOut, 1, 2) {
   });
   EXPECT_TRUE(begun.Wait().ok());
   blocked.Cancel();
+  is_cancelled = true;
   blocked.Join();
   EXPECT_TRUE(has_ended);
 }

@@ -61,7 +61,8 @@ ScheduleEnd RunSchedule(const SimOptions& options, uint64_t seed, absl::Function
 }
 
 void CheckCall(const char* function, std::source_location site, int64_t schedules) {
-  if (fiber::internal::ThisThread().scheduler != nullptr) {
+  const fiber::internal::ThreadState& thread = fiber::internal::ThisThread();
+  if (thread.scheduler != nullptr || thread.blocks_for != nullptr) {
     fiber::internal::Fatal("%s() is called on a worker, at %s:%u; it takes a plain thread",
                            function, site.file_name(), static_cast<unsigned>(site.line()));
   }

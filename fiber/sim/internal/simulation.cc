@@ -71,6 +71,7 @@ Simulation::Simulation(const SimOptions& options, uint64_t seed, Exploration* ex
 Simulation::~Simulation() = default;
 
 void Simulation::Run(absl::FunctionRef<void()> body, std::source_location site) {
+  fiber::internal::RefuseShadowStacks();
   // The caller's deadline is one of another clock.
   std::optional<CancelShield> shield;
   if (const WaitBlock* mine = thread_.plain_block;
