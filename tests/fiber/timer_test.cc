@@ -392,6 +392,15 @@ TEST(TimerTest, WorksOnPlainThreads) {
   EXPECT_TRUE(called.Wait().ok());
 }
 
+TEST(TimerTest, AnInstantBeforeTheClocksStartIsPast) {
+  sched::Runtime runtime({.workers = 1});
+  for (const int64_t ns : {INT64_MIN, INT64_MIN + 1, INT64_MIN + (1 << 20), int64_t{-1}, int64_t{0}}) {
+    Event called;
+    const Timer timer(Deadline::AtNanos(ns), [&] { called.Set(); });
+    EXPECT_TRUE(called.Wait(absl::Seconds(20)).ok()) << ns;
+  }
+}
+
 TEST(TimerTest, InARuntimeThatEndsItIsCalledToTheEndOrStaysPending) {
   int called = 0, pending = 0;
   for (int i = 0; i < tests::Scaled(300); ++i) {

@@ -364,6 +364,17 @@ FIBER_TEST_ON(NoMigrateTest, CancellationDeadlinesAndSelectWorkInside, 1, 2) {
 }
 
 // There is no other thread to expire timers then.
+void SimulateWithinBlocking() {
+  sched::Run({.workers = 1}, [] {
+    fiber::Blocking([] { fiber::sim::Simulate({.schedules = 1}, [] {}); });
+  });
+}
+
+TEST(BlockingDeathTest, ASimulationWithinIsRefusedByName) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_DEATH(SimulateWithinBlocking(), "Simulate\\(\\) is called on a worker, at .*blocking_test.cc");
+}
+
 TEST(NoMigrateOutsideTest, DeadlinesAreKeptWhereNoThreadCanBeHad) {
   sched::Run({.workers = 1, .max_threads = 1}, [] {
     fiber::NoMigrate stay;

@@ -397,6 +397,31 @@ TEST(StallLimitTest, WithoutSpareThreadsTheOthersWait) {
   EXPECT_EQ(runtime.stats().threads, 1);
 }
 
+TEST(StallLimitTest, WithoutSpareThreadsThoseWhoGoOnTakeWhatWaitsBehindOneWhoStays) {
+  sched::Runtime runtime({.workers = 2, .max_threads = 2});
+  std::atomic<bool> is_over{false};
+  auto yield = [&] {
+    while (!is_over) fiber::Yield();
+  };
+  // Their worker is never idle, so it looks for nobody.
+  auto first = runtime.Spawn(yield);
+  auto second = runtime.Spawn(yield);
+  std::atomic<bool> has_run{false};
+  runtime
+      .Spawn([&] {
+        auto waits = fiber::Spawn([&] { has_run = true; });
+        const fiber::Deadline end = absl::Seconds(20);
+        while (!has_run && !end.is_past()) {
+        }
+        EXPECT_TRUE(has_run);
+        waits.Join();
+      })
+      .Join();
+  is_over = true;
+  first.Join();
+  second.Join();
+}
+
 std::atomic<bool> are_threads_refused{false};
 
 int CreateThreadUnlessRefused(pthread_t* thread, const pthread_attr_t* attributes, void* (*run)(void*), void* argument) {
