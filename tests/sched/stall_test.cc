@@ -400,15 +400,23 @@ TEST(StallLimitTest, WithoutSpareThreadsTheOthersWait) {
 TEST(StallLimitTest, WithoutSpareThreadsThoseWhoGoOnTakeWhatWaitsBehindOneWhoStays) {
   sched::Runtime runtime({.workers = 2, .max_threads = 2});
   std::atomic<bool> is_over{false};
-  auto yield = [&] {
-    while (!is_over) fiber::Yield();
-  };
-  // Their worker is never idle, so it looks for nobody.
-  auto first = runtime.Spawn(yield);
-  auto second = runtime.Spawn(yield);
+  std::atomic<int> turns[2] = {};
+  std::vector<fiber::JoinHandle<void>> yielders;
+  for (std::atomic<int>& mine : turns) {
+    yielders.push_back(runtime.Spawn([&] {
+      for (; !is_over; fiber::Yield()) mine.fetch_add(1);
+    }));
+  }
   std::atomic<bool> has_run{false};
   runtime
       .Spawn([&] {
+        // Until both are on the other worker, which is never idle then, so it looks for nobody.
+        auto go_on = [&](int before0, int before1) {
+          for (const fiber::Deadline end = absl::Milliseconds(2); !end.is_past();) {
+          }
+          return turns[0] > before0 && turns[1] > before1;
+        };
+        while (!go_on(turns[0], turns[1])) fiber::Yield();
         auto waits = fiber::Spawn([&] { has_run = true; });
         const fiber::Deadline end = absl::Seconds(20);
         while (!has_run && !end.is_past()) {
@@ -418,8 +426,7 @@ TEST(StallLimitTest, WithoutSpareThreadsThoseWhoGoOnTakeWhatWaitsBehindOneWhoSta
       })
       .Join();
   is_over = true;
-  first.Join();
-  second.Join();
+  for (auto& yielder : yielders) yielder.Join();
 }
 
 std::atomic<bool> are_threads_refused{false};
