@@ -204,14 +204,15 @@ void Monitor::PollForOthers(int64_t now_ns) {
   const uint64_t polls = core_.Polls();
   if (polls != polls_ || polled_ns_ == 0) {
     polls_ = polls;
-    polled_ns_ = now_ns;
+    polled_ns_ = turned_ns_ = now_ns;
   }
   const bool is_poll_due = now_ns - polled_ns_ >= kPollNs;
   if (!same_.empty() || is_poll_due) {
     if (EventSource* const source = core_.installed_source(); source != nullptr) source->Poll(0);
     polled_ns_ = now_ns;
   }
-  if (is_poll_due || core_.EarliestDue() <= now_ns) {
+  // A poll of the monitor's own is no turn for those in the shared queues.
+  if (now_ns - turned_ns_ >= kPollNs || core_.EarliestDue() <= now_ns) {
     for (const auto& queue : core_.queues()) queue->maintenance_at.store(0, std::memory_order_relaxed);
   }
 }

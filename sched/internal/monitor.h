@@ -146,6 +146,7 @@ class Monitor {
   int64_t reminded_ns_ = 0;
   int64_t reminder_pause_ns_ = 0;
   int64_t polled_ns_ = 0;          // when the polls were last seen to have moved on
+  int64_t turned_ns_ = 0;          // the same, but for those of the monitor's own
   uint64_t polls_ = 0;
   StallReporter reporter_;
   int32_t burst_ = 1;              // so many are called at once

@@ -124,7 +124,7 @@ void Worker::BeginBlocking() {
 // The fiber goes on here, beside whoever has the seat now, until its next scheduling point.
 void Worker::EndBlocking() {
   if (is_standing() && !core_.crew().TryTakeSeat(*this)) {
-    queue_.maintenance_at.store(0, std::memory_order_relaxed);
+    queue_.maintenance_at.store(tick_, std::memory_order_relaxed);
     return;
   }
   core_.monitor().WakeIfAsleep();
@@ -155,7 +155,7 @@ bool Worker::StopStanding() {
 // When it is called: first what is due, then what is ready, and then what has not started. Where many block one after the
 // other, those who wait for an event or a timer would otherwise come after all of them. Not always: each may have one turn only.
 void Worker::BeginTurns() {
-  queue_.maintenance_at.store(0, std::memory_order_relaxed);
+  queue_.maintenance_at.store(tick_, std::memory_order_relaxed);
   poll_at_ = tick_ + kMaintenanceRounds;
   is_unstarted_turn_ = core_.CountCall() % kUnstartedShare != 0;  // the next is the other's
 }
@@ -298,7 +298,7 @@ void Worker::GiveWay(Record& fiber) {
   blocker_ = &fiber;
   blocker_since_ns_ = fiber::internal::MonotonicNs();
   BeginBlocking();
-  queue_.maintenance_at.store(0, std::memory_order_relaxed);  // from its next scheduling point this thread comes back
+  queue_.maintenance_at.store(tick_, std::memory_order_relaxed);  // from its next scheduling point this thread comes back
 }
 
 // It has not blocked this time: no blocker any more. The record may be another's by now, who loses a hint at most.
@@ -317,9 +317,11 @@ void Worker::DoChores() {
 // A turn for what does not come by itself: timers, events, and fibers queued from outside, one of which goes first.
 Record* Worker::Maintain(const Record* yielded) {
   ExpireTimers();
+  // By the monitor: nobody has polled for long, so rounds are long, and 61 of them too long for who waits in the shared queues.
+  const bool is_asked_for = queue_.maintenance_at.load(std::memory_order_relaxed) == 0;
   queue_.maintenance_at.store(
       tick_ + (queue_.timers.next_due_ns() == kNeverNs ? kMaintenanceRounds : kTimerRounds), std::memory_order_relaxed);
-  if (tick_ < poll_at_) return nullptr;
+  if (tick_ < poll_at_ && !is_asked_for) return nullptr;
   poll_at_ = tick_ + kMaintenanceRounds;
   DoChores();
   AddOne(queue_.polls);

@@ -21,6 +21,7 @@
 #include "fiber/wait_group.h"
 #include "gtest/gtest.h"
 #include "sched/run.h"
+#include "sched/runtime.h"
 #include "tests/scale.h"
 
 namespace {
@@ -409,6 +410,29 @@ TEST(FairnessTest, ThousandsOfYieldersOnOneWorkerGetOnAlike) {
 }
 
 // Go's TestPingPongHog: a pair that hands over by the next-slot leaves others their share, though they only yield.
+// Rounds of milliseconds: 61 of them would be much to wait for one that was spawned from outside, and as much for the next.
+TEST(FairnessTest, LongRoundsDoNotKeepOutWhoeverIsSpawnedFromOutside) {
+  sched::Runtime runtime({.workers = 1});
+  std::atomic<bool> is_over{false};
+  std::atomic<int> rounds{0};
+  std::vector<fiber::JoinHandle<void>> hogs;
+  for (int i = 0; i < 2; ++i) {
+    hogs.push_back(runtime.Spawn([&] {
+      for (; !is_over; fiber::Yield()) {
+        for (const fiber::Deadline end = absl::Milliseconds(2); !end.is_past();) {
+        }
+        rounds.fetch_add(1);
+      }
+    }));
+  }
+  constexpr int kGuests = 10;
+  const int before = rounds;
+  for (int i = 0; i < kGuests; ++i) runtime.Spawn([] {}).Join();
+  EXPECT_LT(rounds - before, kGuests * 40);
+  is_over = true;
+  for (auto& hog : hogs) hog.Join();
+}
+
 TEST(FairnessTest, AHeavyPairAndALightPairShare) {
   sched::Run({.workers = 1, .max_threads = 1}, [] {
     bool is_stopped = false;  // one worker: one fiber at a time
