@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <cfenv>
 #include <cstdlib>
 #include <fstream>
 #include <memory>
@@ -200,6 +201,39 @@ TEST_P(RuntimeTest, ErrnoSurvivesAYieldThatMakesStacks) {
     }
     release.Set();
     for (auto& fiber : fibers) EXPECT_TRUE(fiber.Join().ok());
+  });
+}
+
+// noinline, volatile: compilers take the rounding to be what it is by default.
+__attribute__((noinline)) double Third() {
+  volatile double one = 1;
+  volatile double three = 3;
+  return one / three;
+}
+
+// Lost at a switch, a calculation would go on with another's.
+TEST_P(RuntimeTest, TheWayOfRoundingGoesWithAFiber) {
+  sched::Run(Options(), [] {
+    std::vector<fiber::JoinHandle<double>> fibers;
+    for (const int mode : {FE_UPWARD, FE_DOWNWARD, FE_UPWARD, FE_DOWNWARD}) {
+      fibers.push_back(fiber::Spawn([mode] {
+        const int before = fegetround();
+        EXPECT_EQ(fesetround(mode), 0);
+        const double third = Third();
+        for (int i = 0; i < 100; ++i) {
+          fiber::Yield();
+          EXPECT_EQ(fegetround(), mode);
+          EXPECT_EQ(Third(), third);
+        }
+        EXPECT_EQ(fesetround(before), 0);
+        return third;
+      }));
+    }
+    std::vector<double> thirds;
+    for (auto& fiber : fibers) thirds.push_back(fiber.Join());
+    EXPECT_GT(thirds[0], thirds[1]);
+    EXPECT_EQ(thirds[0], thirds[2]);
+    EXPECT_EQ(thirds[1], thirds[3]);
   });
 }
 
