@@ -1,19 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sched/runtime.h"
 
+#include <memory>
+
 #include "absl/strings/str_cat.h"
 #include "fiber/internal/spawn.h"
 #include "fiber/internal/thread_state.h"
 #include "sched/internal/core.h"
 
 namespace sched {
+namespace {
+
+internal::Core* MakeCore(const RuntimeOptions& options) {
+  auto core = std::make_unique<internal::Core>(options);
+  core->Start();
+  try {
+    fiber::internal::RegisterScheduler(*core);
+  } catch (...) {
+    core->Stop();
+    throw;
+  }
+  return core.release();
+}
+
+}  // namespace
 
 Runtime::Runtime() : Runtime(RuntimeOptions{}) {}
 
-Runtime::Runtime(RuntimeOptions options) : core_(new internal::Core(options)) {
-  core_->Start();
-  fiber::internal::RegisterScheduler(*core_);
-}
+Runtime::Runtime(RuntimeOptions options) : core_(MakeCore(options)) {}
 
 Runtime::~Runtime() {
   if (core_->is_copy()) return;  // what its threads and fibers were doing can neither be ended nor taken apart

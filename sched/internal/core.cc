@@ -120,6 +120,7 @@ void Core::AwaitForeigners() {
 
 void Core::Start() {
   is_deferring_.store(!options_.eager_wake, std::memory_order_relaxed);
+  monitor_.Reserve();  // may throw: before there are threads
   const uint32_t started = crew_.Start();
   if (started == 0) Fatal("not one worker thread can be had: %s", kThreadLimits);
   if (started < worker_count()) {

@@ -25,11 +25,13 @@ using fiber::internal::System;
 
 Monitor::Monitor(Core& core) : core_(core), reporter_(core.options().on_stall) {}
 
-bool Monitor::Start() {
-  // So that it needs no memory later.
+void Monitor::Reserve() {
   views_.reserve(core_.crew().max_threads());
   same_.reserve(core_.crew().max_threads());
   culprits_.reserve(2 * size_t{core_.crew().max_threads()});  // of its last run and of this one
+}
+
+bool Monitor::Start() {
   first_state_ = fiber::internal::NewThreadState();  // to poll is to queue fibers
   // It takes its signal mask from its creator: none may land here.
   sigset_t all, before;

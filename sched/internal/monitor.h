@@ -53,6 +53,8 @@ class Monitor {
  public:
   explicit Monitor(Core& core);
 
+  // Takes what memory it needs, none of it later. Throws std::bad_alloc. Before Start().
+  void Reserve();
   // False: no thread could be had, which is said in the log: fibers that compute or block hold up others.
   bool Start();
   // Blocks the thread.
