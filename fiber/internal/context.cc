@@ -40,8 +40,9 @@ void ReturnStack(ThreadState& thread, WaitBlock& block) {
   if (cache.size() > StackCache::kMost || depot.HasWaiters()) [[unlikely]] depot.GiveFrom(cache);
 }
 
-// First thing on the context that was switched to: what the one that was left could not do for itself.
-[[gnu::always_inline]] inline void AfterSwitch(ThreadState& thread, void* context) {
+// First thing on the context that was switched to: what the one that was left could not do for itself. Not inlined by force:
+// ThreadSanitizer must see its accesses, and sees none of Switch's.
+void AfterSwitch(ThreadState& thread, void* context) {
   Record* from = thread.from;
   switch (thread.after) {
     case After::kNothing:
