@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "fiber/deadline.h"
 #include "fiber/go.h"
@@ -368,6 +369,45 @@ TEST_P(ProcessTest, RunningOutIsAStatusThatNamesTheLimit) {
     ASSERT_TRUE(process.ok()) << process.status();
     EXPECT_EQ(process->Wait()->code, 6);
     EXPECT_EQ(OpenDescriptors(), before);
+  });
+}
+
+TEST_P(ProcessTest, ASignalThatIsRefusedIsToldOfAndSigkillIsTriedAllTheSame) {
+  Run([] {
+    Process process = StartReady("echo; while :; do sleep 0.01; done", absl::Milliseconds(20));
+    for (const int error : {EPERM, EINVAL, ESRCH}) {
+      const Faults faults({Call::kill, error, 1}, {Call::kCount});
+      const absl::Status status = process.Kill(SIGTERM);
+      EXPECT_TRUE(faults.is_hit());
+      EXPECT_EQ(ErrnoOf(status), error) << status;
+      EXPECT_TRUE(absl::StartsWith(status.message(), absl::StrCat("signal process ", process.pid()))) << status;
+    }
+    const Faults faults({Call::kill, EPERM, 1}, {Call::kCount});
+    auto waiter = fiber::Spawn([&] { return process.Wait().status(); });
+    WaitUntilParked(waiter);
+    waiter.Cancel();
+    EXPECT_TRUE(absl::IsCancelled(waiter.Join()));
+    EXPECT_TRUE(faults.is_hit());
+    EXPECT_EQ(process.Wait()->signal, SIGKILL) << "there was no SIGTERM";
+  });
+}
+
+TEST_P(ProcessTest, ALookAtItsEndThatIsInterruptedIsTakenAgainAndOneThatFailsLosesIt) {
+  Run([] {
+    {
+      const Faults faults({Call::waitid, EINTR, 1}, {Call::kCount});
+      EXPECT_EQ(RunShell("exit 7").exit.code, 7);
+      EXPECT_TRUE(faults.is_hit());
+    }
+    for (const int error : {ECHILD, EINVAL}) {
+      Process process = StartReady("echo; exit 0");
+      const Faults faults({Call::waitid, error, 1}, {Call::kCount});
+      EXPECT_TRUE(absl::IsFailedPrecondition(process.Wait().status()));
+      EXPECT_TRUE(faults.is_hit());
+      EXPECT_TRUE(absl::IsFailedPrecondition(process.Kill(SIGTERM))) << "its number may be another's";
+      int status;  // it is still there, since the call was not made
+      EXPECT_EQ(waitpid(process.pid(), &status, 0), process.pid());
+    }
   });
 }
 
