@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -28,6 +29,7 @@
 #include "fiber/cancel.h"
 #include "fiber/deadline.h"
 #include "fiber/go.h"
+#include "fiber/internal/system_calls.h"
 #include "fiber/internal/thread_pool.h"
 #include "fiber/sim/gtest.h"
 #include "fiber/this_fiber.h"
@@ -657,8 +659,9 @@ TEST(FileRefusalTest, WhereTheRingIsRefusedThreadsDoIt) {
   const int fd = mkstemp(name.data());
   ASSERT_GE(fd, 0);
   close(fd);
+  bool has_ring = false;  // where there is none, its calls are not made
   for (const Refusal& refusal :
-       {Refusal{Call::io_uring_setup, ENOSYS}, Refusal{Call::io_uring_setup, EPERM}, Refusal{Call::io_uring_setup, EMFILE},
+       {Refusal{Call::io_uring_enter, 0, kNone}, Refusal{Call::io_uring_setup, ENOSYS}, Refusal{Call::io_uring_setup, EPERM}, Refusal{Call::io_uring_setup, EMFILE},
         Refusal{Call::io_uring_setup, ENOMEM}, Refusal{Call::io_uring_setup, EINVAL},
         Refusal{Call::io_uring_register, EINVAL}, Refusal{Call::io_uring_register, EACCES, 2}, Refusal{Call::mmap, ENOMEM},
         Refusal{Call::eventfd, EMFILE, 2}, Refusal{Call::epoll_ctl, ENOSPC, 2}, Refusal{Call::io_uring_enter, EAGAIN},
@@ -677,9 +680,33 @@ TEST(FileRefusalTest, WhereTheRingIsRefusedThreadsDoIt) {
         EXPECT_EQ(file.Pread(back, 0).value(), back.size());
         EXPECT_EQ(back, data);
       }
+      if (refusal.nth == kNone) {
+        has_ring = faults.count() > 0;
+      } else if (has_ring || refusal.call == Call::preadv2) {
+        EXPECT_TRUE(faults.is_hit()) << "nothing was refused";
+      }
     });
   }
   std::filesystem::remove(name);
+}
+
+// Where the kernel is out of memory for it.
+TEST(FileRefusalTest, WhatTheRingCannotUnmapStaysAndNothingElse) {
+  using fiber::internal::system_calls;
+  static std::vector<std::pair<void*, size_t>> kept;
+  fiber::internal::SystemCalls refusing = fiber::internal::kKernel;
+  refusing.munmap = [](void* address, size_t size) {
+    kept.emplace_back(address, size);
+    errno = ENOMEM;
+    return -1;
+  };
+  auto ring = netpoll::internal::FileRing::Create();
+  if (ring == nullptr) GTEST_SKIP() << "no io_uring here";
+  system_calls.store(&refusing, std::memory_order_release);  // order: system-calls
+  ring.reset();
+  system_calls.store(&fiber::internal::kKernel, std::memory_order_release);  // order: system-calls
+  EXPECT_EQ(kept.size(), 2u);
+  for (const auto& [address, size] : kept) EXPECT_EQ(munmap(address, size), 0);
 }
 
 FIBER_SIM_TEST(FileSimTest, InSimulationFilesAreReadAtOnce) {
