@@ -14,10 +14,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
+#include <map>
 #include <ostream>
 #include <random>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -316,6 +318,61 @@ std::vector<Row> Rows() {
 }
 INSTANTIATE_TEST_SUITE_P(Calls, FaultTest, testing::ValuesIn(Rows()),
                          [](const testing::TestParamInfo<Row>& info) { return info.param.name; });
+
+// The calls that are no workload's, and who makes them fail.
+std::map<Call, std::string> FailedElsewhere() {
+  const std::pair<std::string, std::vector<Call>> kTests[] = {
+      {"FaultDeathTest.WithoutMemoryForARecordThereIsNoSocket", {Call::mmap}},
+      {"file_test: WhatTheRingCannotUnmapStaysAndNothingElse", {Call::munmap}},
+      {"file_test: WhereTheRingIsRefusedThreadsDoIt",
+       {Call::preadv2, Call::io_uring_setup, Call::io_uring_enter, Call::io_uring_register}},
+      {"file_test: ASystemCallThatFailsIsToldOfAndOneThatIsInterruptedIsMadeAgain",
+       {Call::openat, Call::pread, Call::pwrite, Call::fsync, Call::fdatasync, Call::ftruncate,
+        Call::statx, Call::getdents64, Call::renameat, Call::unlinkat, Call::mkdirat}},
+      {"pipe_test: RunningOutIsAStatusAndLeavesNothingBehind", {Call::pipe2}},
+      {"process_test: RunningOutIsAStatusThatNamesTheLimit", {Call::posix_spawnp}},
+      {"process_test: WithoutPidfdsItIsWaitedForAllTheSame", {Call::pidfd_open}},
+      {"process_test: ASignalThatIsRefusedIsToldOfAndSigkillIsTriedAllTheSame", {Call::kill}},
+      {"process_test: ALookAtItsEndThatIsInterruptedIsTakenAgainAndOneThatFailsLosesIt",
+       {Call::waitid}},
+      {"resolve_test: ErrorsByTheirMeaning", {Call::getaddrinfo}},
+      {"signals_test: RunningOutIsAStatusAndLeavesNothingBehind", {Call::sigaction}},
+      {"sched/stall_probe_test: WithoutWhatTheSystemRefusesAStallIsReportedWithLess",
+       {Call::tgkill, Call::process_vm_readv}},
+  };
+  std::map<Call, std::string> tests;
+  for (const auto& [test, calls] : kTests) {
+    for (const Call call : calls) tests[call] = test;
+  }
+  return tests;
+}
+
+// Breaks if the table has a call that nobody makes fail.
+TEST(FaultTableTest, EveryCallFailsHereOrInATestThatIsNamed) {
+  std::set<Call> here;
+  for (const Row& row : Rows()) here.insert(row.call);
+  std::map<Call, std::string> elsewhere = FailedElsewhere();
+#define X(name)                                                            \
+  EXPECT_TRUE(here.contains(Call::name) || elsewhere.contains(Call::name)) \
+      << #name << " fails nowhere: it wants a row, or a test of its own";  \
+  EXPECT_FALSE(here.contains(Call::name) && elsewhere.contains(Call::name)) << #name;
+  WEFT_EACH_CALL(X)
+#undef X
+}
+
+// Breaks if a server has to do with the descriptors of its shell where it might have more, or does
+// not start because it may not.
+TEST(DescriptorLimitTest, ARuntimeRaisesTheSoftLimitToTheHardOneWhereItMay) {
+  for (const Call refused : {Call::getrlimit, Call::setrlimit, Call::kCount}) {
+    LowerDescriptorLimit();
+    const Faults faults({refused, EPERM, kEach}, {Call::kCount});
+    const sched::Runtime runtime({.workers = 1});
+    rlimit limit;
+    ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    EXPECT_EQ(limit.rlim_cur, refused == Call::kCount ? limit.rlim_max : limit.rlim_max - 1);
+    EXPECT_EQ(faults.is_hit(), refused != Call::kCount);
+  }
+}
 
 // What can only be a bug, or leaves nothing to go on with, ends the process and says so.
 class FaultDeathTest : public testing::Test {
