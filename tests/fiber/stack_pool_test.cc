@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -533,11 +534,10 @@ TEST(StackDepotTest, UnderRlimitDataTheErrorNamesIt) {
 
 TEST(StackDepotTest, LockedMemoryMeansSmallReservationsAndOtherGuards) {
   if (kIsSanitized) GTEST_SKIP() << "locks the shadow memory, too";
+  if (mlockall(MCL_FUTURE) != 0) GTEST_SKIP() << "locking memory is refused here (it takes root, or ulimit -l): " << strerror(errno);
+  ASSERT_EQ(munlockall(), 0);
   InFreshProcess([] {
-    if (mlockall(MCL_FUTURE) != 0) {
-      std::fprintf(stderr, "not tested: locking memory is refused here (root, or ulimit -l unlimited)\n");
-      return;
-    }
+    ASSERT_EQ(mlockall(MCL_FUTURE), 0);
     StackDepot& depot = NewDepot({.max_resident_idle = 0});
     auto blocks = TakeMany(depot, StackClass::k64KiB, 64);
     ASSERT_EQ(blocks.size(), 64u);
