@@ -7,9 +7,11 @@
 #include <atomic>
 #include <cstddef>
 #include <memory>
+#include <string>
 #include <thread>
 #include <vector>
 
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "fiber/event.h"
 #include "fiber/go.h"
@@ -19,6 +21,8 @@
 #include "netpoll/tcp.h"
 #include "sched/runtime.h"
 #include "tests/child.h"
+#include "tests/leaks/census.h"
+#include "tests/netpoll/sockets.h"  // which adds descriptor records to the census
 #include "tests/scale.h"
 
 namespace limits_test {
@@ -27,6 +31,26 @@ using fiber::internal::GuardMode;
 using fiber::internal::StackDepot;
 
 inline constexpr size_t kSmallStack = 64 << 10;
+
+// As tests::InChild, and a body that leaves something behind fails: of what a child has, the parent's listener sees nothing.
+template <class F>
+void InChild(F body, std::string* said = nullptr) {
+  const auto counted = [&body] {
+    std::thread([] {}).join();  // with the first of a child, ThreadSanitizer starts one of its own
+    const tests::Census before = tests::Census::Take();
+    const int result = body();
+    if (result != tests::kFine || testing::Test::HasFailure()) return result;
+    std::string changes;
+    // Who was joined may have yet to end.
+    const absl::Time enough = absl::Now() + absl::Seconds(1);
+    do {
+      changes = tests::Census::Take().ChangesSince(before);
+    } while (changes.find("left behind: thread") != std::string::npos && absl::Now() < enough);
+    if (!changes.empty()) ADD_FAILURE() << "leaks:" << changes;
+    return result;
+  };
+  tests::InChild(counted, said);
+}
 
 // Fibers that are all there at the same time, unless a limit is in the way.
 class Crowd {

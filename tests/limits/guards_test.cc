@@ -21,7 +21,6 @@ namespace limits_test {
 namespace {
 
 using netpoll_test::RefuseSyscallWhere;
-using tests::InChild;
 using tests::kCannotTest;
 using tests::kFine;
 

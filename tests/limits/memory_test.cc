@@ -26,7 +26,6 @@
 namespace limits_test {
 namespace {
 
-using tests::InChild;
 using tests::kCannotTest;
 using tests::kFine;
 

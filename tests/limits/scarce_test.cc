@@ -26,7 +26,6 @@ namespace limits_test {
 namespace {
 
 using netpoll_test::RefuseSyscall;
-using tests::InChild;
 using tests::kCannotTest;
 using tests::kFine;
 

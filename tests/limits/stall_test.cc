@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Fibers in line for a stack that nobody will return.
+#include <unistd.h>
+
 #include <string>
 #include <thread>
 
@@ -30,7 +32,7 @@ void AwaitSaid(const std::string& text) {
 // Without it a program that has locked itself up looks like one that has nothing to do.
 TEST(StallTest, WhenAllWhoHaveStacksAreParkedForGoodItIsSaidOnceWithTheReasons) {
   std::string said;
-  tests::InChild(
+  InChild(
       [] {
         sched::Runtime runtime(kFewStacks);
         fiber::SharedMutex mutex;  // one of the later reasons
@@ -66,7 +68,7 @@ TEST(StallTest, WhoeverWillGoOnByHimselfIsNotParkedForGood) {
   enum Other { kSleeper, kReader, kRuntime };
   for (const Other other : {kSleeper, kReader, kRuntime}) {
     std::string said;
-    tests::InChild(
+    InChild(
         [other] {
           sched::Runtime runtime(kFewStacks);
           fiber::Event end;
@@ -110,6 +112,8 @@ TEST(StallTest, WhoeverWillGoOnByHimselfIsNotParkedForGood) {
             EXPECT_EQ(write(fds[1], "x", 1), 1);
           }
           goes_on.Join();
+          if (other != kReader) close(fds[0]);
+          close(fds[1]);
           return tests::kFine;
         },
         &said);
