@@ -7,15 +7,18 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstddef>
 #include <string>
 #include <string_view>
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/time/time.h"
 #include "fiber/deadline.h"
 #include "fiber/go.h"
+#include "fiber/internal/system_calls.h"
 #include "fiber/select.h"
 #include "fiber/this_fiber.h"
 #include "gtest/gtest.h"
@@ -234,6 +237,66 @@ TEST_P(PipeTest, RunningOutIsAStatusAndLeavesNothingBehind) {
       EXPECT_EQ(ErrnoOf(pipe.status()), fault.error);
     }
     EXPECT_EQ(OpenDescriptors(), before);
+  });
+}
+
+// Makes the next read or write of one descriptor fail. Faults would not do: by the same calls workers wake each other.
+class OneFailure {
+ public:
+  OneFailure(int fd, int error) {
+    error_ = error;
+    fd_ = fd;
+    static const fiber::internal::SystemCalls table = [] {
+      fiber::internal::SystemCalls calls = kKernel;
+      calls.read = [](int of, void* buffer, size_t size) { return Fails(of) ? -1 : kKernel.read(of, buffer, size); };
+      calls.write = [](int of, const void* data, size_t size) { return Fails(of) ? -1 : kKernel.write(of, data, size); };
+      return calls;
+    }();
+    fiber::internal::system_calls.store(&table, std::memory_order_release);  // order: system-calls
+  }
+  ~OneFailure() {
+    EXPECT_EQ(fd_.load(), -1) << "the call was not made";
+    fiber::internal::system_calls.store(&kKernel, std::memory_order_release);  // order: system-calls
+  }
+
+ private:
+  static constexpr const fiber::internal::SystemCalls& kKernel = fiber::internal::kKernel;
+  static bool Fails(int fd) {
+    if (!fd_.compare_exchange_strong(fd, -1)) return false;
+    errno = error_;
+    return true;
+  }
+  static inline std::atomic<int> fd_{-1};
+  static inline std::atomic<int> error_{0};
+};
+
+TEST_P(PipeTest, AReadOrWriteThatFailsIsToldOfAndOneThatIsInterruptedIsMadeAgain) {
+  Run([] {
+    Pipe pipe = MakePipe();
+    for (const int error : {EBADF, EFAULT, EINVAL, EIO, EISDIR, ENOSPC, EPERM, EINTR}) {
+      SCOPED_TRACE(error);
+      const auto check = [error](const absl::Status& status, absl::string_view start) {
+        EXPECT_EQ(status.ok(), error == EINTR) << status;
+        if (status.ok()) return;
+        EXPECT_EQ(ErrnoOf(status), error) << status;
+        EXPECT_TRUE(absl::StartsWith(status.message(), start)) << status;
+      };
+      {
+        const OneFailure failure(pipe.writer.fd(), error);
+        check(pipe.writer.Write("one").status, "write to a pipe: ");
+      }
+      if (error != EINTR) {
+        EXPECT_TRUE(pipe.writer.Write("one").ok());
+      }
+      {
+        const OneFailure failure(pipe.reader.fd(), error);
+        char buffer[3];
+        check(pipe.reader.Read(buffer).status(), "read from a pipe: ");
+      }
+      if (error != EINTR) {
+        EXPECT_EQ(ReadSome(pipe.reader), "one");
+      }
+    }
   });
 }
 
