@@ -179,6 +179,24 @@ Case SlotIsClosed() {
                       SendAndPoll(socket, 1), [socket] { socket->Close(); }}};
 }
 
+// Two pollers may have news in hand as it is closed: neither ends a wait for something else.
+Case SlotWithTwoPollersIsClosed() {
+  auto world = make_shared<World>(1);
+  auto socket = make_shared<Socket>();
+  auto event = make_shared<Event>();
+  return {.threads = {world->Run(0,
+                                 [socket, event] {
+                                   ReadUntilClosed(*socket, {});
+                                   Check(event->Wait().ok() && event->is_set(),
+                                         "a wait for something else was ended");
+                                 }),
+                      SendAndPoll(socket, 2), PollTwice(socket),
+                      [socket, event] {
+                        socket->Close();
+                        event->Set();
+                      }}};
+}
+
 Case SlotIsClosedWhileAWaitTimesOut() {
   auto world = make_shared<World>(1);
   auto socket = make_shared<Socket>();
@@ -263,6 +281,7 @@ std::span<const NamedCase> Cases() {
       {"SlotWithATimeout", SlotWithATimeout, 3},
       {"SlotWithAWaitElsewhere", SlotWithAWaitElsewhere},
       {"SlotIsClosed", SlotIsClosed},
+      {"SlotWithTwoPollersIsClosed", SlotWithTwoPollersIsClosed, 3},
       {"SlotIsClosedWhileAWaitTimesOut", SlotIsClosedWhileAWaitTimesOut, 2},
       {"DeadlineIsMovedEarlierTwice", DeadlineIsMovedEarlierTwice, 3},
       {"MovedDeadlineMeetsNews", MovedDeadlineMeetsNews, 2},
