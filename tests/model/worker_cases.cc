@@ -178,6 +178,9 @@ class World : public std::enable_shared_from_this<World> {
     Check(core_.ArmTimer(thread, block, ns), "no memory");
   }
 
+  // By fiber `i`, last of what it does in this run: it yields, and its next body is what comes after.
+  void Yield(int i) { fibers_[i].yields = true; }
+
   // The stand-in for Switch() from a thread's own stack: fibers hand the worker on until one finds
   // no successor.
   void RunFrom(ThreadState& thread, Record* to) {
@@ -190,6 +193,7 @@ class World : public std::enable_shared_from_this<World> {
       self.state.store(State::kRunning, std::memory_order_relaxed);
       thread.current = &self;
       fiber.bodies[fiber.runs++](thread);
+      if (LeavesByYield(thread, fiber, &to)) continue;
       const bool parks = self.state.load(std::memory_order_relaxed) != State::kRunning;
       if (!parks) End(fiber);
       to = core_.TakeNext(thread, nullptr);
@@ -226,7 +230,27 @@ class World : public std::enable_shared_from_this<World> {
     std::vector<Body> bodies;
     size_t runs = 0;
     bool has_ended = false;
+    bool yields = false;
   };
+
+  // As YieldFiber() does, as often as it says so; where nobody else is there the fiber goes on. True: it has left the worker to
+  // `*to`, or if that is null to the thread's own stack.
+  bool LeavesByYield(ThreadState& thread, Fiber& fiber, Record** to) {
+    while (std::exchange(fiber.yields, false)) {
+      Record* next = nullptr;
+      if (core_.TakeNextForYield(thread, &next)) {
+        thread.current = next;
+        fiber.record.state.store(State::kReady, std::memory_order_relaxed);
+        core_.QueueYielded(fiber.record);
+        *to = next;
+        return true;
+      }
+      Touch(&fiber);
+      Check(fiber.runs < fiber.bodies.size(), "a fiber goes on once more");
+      fiber.bodies[fiber.runs++](thread);
+    }
+    return false;
+  }
 
   Worker& Become(int worker) {
     ThreadState& thread = fiber::internal::ThisThread();
@@ -350,6 +374,91 @@ Case QueuesOverflow() {
   for (int i = 1; i < kFibers; ++i) world->Then(i, Ends);
   world->core().inject().Push(world->record(0));
   return {.threads = {world->Work(0), world->Work(1)},
+          .finish = [world] { world->CheckAllRan(); }};
+}
+
+// A fiber yields to one that stays until the first has ended, while the other worker goes to sleep, or comes for what a thread
+// outside has pushed: somebody has to come for who yielded, whichever queue that is in.
+Case YieldMeetsASleeper() {
+  auto world = MakeWorld(2, 3, Wakes::kEager);
+  world->Then(0, [world](ThreadState&) {
+    world->Ready(1);
+    world->Yield(0);
+  });
+  world->Then(0, Ends);
+  world->Then(1, [world](ThreadState&) {
+    Await(world->fiber(0), [world] { return world->has_ended(0); });
+  });
+  world->Then(2, Ends);
+  world->core().inject().Push(world->record(0));
+  return {.threads = {world->Work(0), world->Work(1), [world] { world->Ready(2); }},
+          .finish = [world] { world->CheckAllRan(); }};
+}
+
+// The same under the deferred rule, where a yield wakes somebody only if it goes behind one from outside. Who yields and stays
+// alone on its worker is its worker's to run, so the one that stays only goes on until who yielded has had its turn or is not
+// in the shared queue.
+Case YielderGoesBehindOthers() {
+  auto world = MakeWorld(2, 3);
+  world->Then(0, [world](ThreadState&) {
+    world->Ready(1);
+    world->Yield(0);
+  });
+  world->Then(0, Ends);
+  world->Then(1, [world](ThreadState&) {
+    if (!world->core().queues()[0]->ring.is_empty() || !world->core().queues()[1]->ring.is_empty()) return;
+    Await(world->fiber(0), [world] { return world->has_ended(0); });
+  });
+  world->Then(2, Ends);
+  world->core().inject().Push(world->record(0));
+  return {.threads = {world->Work(0), world->Work(1), [world] { world->Ready(2); }},
+          .finish = [world] { world->CheckAllRan(); }};
+}
+
+// Two yield to each other, for longer than is left to their own worker, while the other one is about to sleep, or does. Then
+// one stays, and the other is to be fetched.
+Case YieldersAreSeenToWait() {
+  auto world = MakeWorld(2, 2);
+  world->StartClock();
+  world->Then(0, [world](ThreadState&) {
+    world->AwaitSleeper();
+    world->Ready(1);
+    world->Yield(0);
+  });
+  world->Then(0, [world](ThreadState&) {
+    Await(world->fiber(1), [world] { return world->has_ended(1); });
+  });
+  world->Then(1, [world](ThreadState&) {
+    set_clock_ns(clock_ns() + 30'000);
+    world->Yield(1);
+  });
+  world->Then(1, Ends);
+  world->core().inject().Push(world->record(0));
+  return {.threads = {world->Work(0), world->Work(1)},
+          .finish = [world] { world->CheckAllRan(); }};
+}
+
+// The monitor wants a turn of the thread's own stack, which then takes the successor of one that yields: not that one again,
+// if there is anybody else, and without losing it.
+Case YieldLeavesTheTurnToTheThread() {
+  auto world = MakeWorld(1, 3);
+  world->Then(0, [world](ThreadState&) { world->Yield(0); });
+  world->Then(0, [world](ThreadState&) { world->Yield(0); });
+  world->Then(0, Ends);
+  world->Then(1, [world](ThreadState&) { world->Yield(1); });
+  world->Then(1, Ends);
+  world->Then(2, Ends);
+  world->core().inject().Push(world->record(0));
+  return {.threads = {world->Work(0),
+                      [world] {
+                        world->Ready(1);
+                        world->Spawn(2);
+                      },
+                      [world] {
+                        for (int i = 0; i < 2; ++i) {
+                          world->core().queues()[0]->maintenance_at.store(0, std::memory_order_relaxed);
+                        }
+                      }},
           .finish = [world] { world->CheckAllRan(); }};
 }
 
@@ -601,6 +710,10 @@ std::span<const NamedCase> Cases() {
       {"WorkerStaysInAFiber", WorkerStaysInAFiber, 3},
       {"SearcherStaysInAFiber", SearcherStaysInAFiber, 1},
       {"QueuesOverflow", QueuesOverflow, 2},
+      {"YieldMeetsASleeper", YieldMeetsASleeper, 2},
+      {"YielderGoesBehindOthers", YielderGoesBehindOthers, 2},
+      {"YieldersAreSeenToWait", YieldersAreSeenToWait, 2},
+      {"YieldLeavesTheTurnToTheThread", YieldLeavesTheTurnToTheThread, 2},
       {"FibersSleep", FibersSleep, 2},
       {"DeadlineOfAWorkerThatStays", DeadlineOfAWorkerThatStays, 2},
       {"SourceIsInstalled", SourceIsInstalled, 2},
@@ -654,6 +767,7 @@ void BlockSignals(const sigset_t&) {}
 void LeaveSignalsBlocked() {}
 uint64_t ForkGeneration() { return 0; }
 void LeaveInFork(ThreadState&) {}
+ThreadState* ThisThreadOrNull() { return nullptr; }
 void InstallTerminateHandler() {}
 StackClass StackClassFor(size_t) { return StackClass::k64KiB; }
 
