@@ -104,6 +104,20 @@ PLANTED_BUGS = {
         "    word_.UnlockQueue(word);\n    return absl::OkStatus();\n",
         "    word_.UnlockQueue(word);\n    return wait.StatusOf(outcome);\n",
     ),
+    "once_is_done_twice": (
+        "primitive_cases",
+        "OnceForThree",
+        "fiber/once.cc",
+        "  if ((word & kDone) != 0) {\n",
+        "  if (false) {\n",
+    ),
+    "once_unlocked_after_unpark": (
+        "primitive_cases",
+        "OnceIsDestroyedAsSoonAsItIsDone",
+        "fiber/once.cc",
+        "    word_.UnlockQueue(kDone);\n",
+        "    claimed.Unpark();\n    word_.UnlockQueue(kDone);\n",
+    ),
     # Parking.
     "unpark_before_the_switch_missed": (
         "fiber_cases",
@@ -303,6 +317,13 @@ PLANTED_BUGS = {
         "fiber/internal/wait.cc",
         "  if (block.shields.load(std::memory_order_seq_cst) > shields || !block.word.TryClaim(word)) return false;  // order: cancel\n",
         "  if (!block.word.TryClaim(word)) return false;\n",
+    ),
+    "child_is_done_before_it_leaves": (
+        "cancel_cases",
+        "ScopeGoesDownWithItsOwner",
+        "fiber/scope.cc",
+        "  node_->Leave(member);\n  Record* next = nullptr;\n",
+        "  unfinished_.Done();\n  node_->Leave(member);\n  return;\n  Record* next = nullptr;\n",
     ),
     # Poll slots.
     "unlinking_forgets_an_edge": (
@@ -525,6 +546,55 @@ PLANTED_BUGS = {
         "  PayKeeper();\n  core_.monitor().WakeIfAsleep();\n",
         "  PayKeeper();\n",
     ),
+    "yielder_wakes_nobody": (
+        "worker_cases",
+        "YieldMeetsASleeper",
+        "sched/internal/core.cc",
+        "    worker.PushReady(fiber);\n    AfterPush(worker);\n    // Only now",
+        "    worker.PushReady(fiber);\n    // Only now",
+    ),
+    "yielder_behind_others_wakes_nobody": (
+        "worker_cases",
+        "YielderGoesBehindOthers",
+        "sched/internal/core.cc",
+        "    return;\n  }\n  WakeIfIdle();\n}\n\nvoid Core::HandOver",
+        "    return;\n  }\n}\n\nvoid Core::HandOver",
+    ),
+    "yielder_looks_not_who_waits": (
+        "worker_cases",
+        "YieldersAreSeenToWait",
+        "sched/internal/core.cc",
+        "    if (idle_.has_others()) worker.LookWhoWaits();\n    return;\n",
+        "    return;\n",
+    ),
+    "who_yielded_is_dropped": (
+        "worker_cases",
+        "YieldLeavesTheTurnToTheThread",
+        "sched/internal/worker.cc",
+        "  core_.inject().Push(yielded);  // not the ring: it may be a blocker\n",
+        "",
+    ),
+    "last_of_a_line_is_kept": (
+        "worker_cases",
+        "SourceIsInstalled",
+        "sched/internal/shared_queue.h",
+        "      if (line.first == nullptr) line.last = nullptr;\n",
+        "",
+    ),
+    "next_deadline_is_forgotten": (
+        "worker_cases",
+        "FibersSleep",
+        "sched/internal/timer_queue.cc",
+        "      next_due_ns_.store(wheel_.NextDue(), std::memory_order_seq_cst);",
+        "      next_due_ns_.store(kNeverNs, std::memory_order_seq_cst);",
+    ),
+    "rests_as_a_searcher": (
+        "worker_cases",
+        "SeatsAreTakenBack",
+        "sched/internal/worker.cc",
+        "    role_ = Idle::Role::kBusy;\n    (void)core_.idle().StopSearching();\n    core_.WakeIfIdle();  // whoever relied on it\n",
+        "    role_ = Idle::Role::kBusy;\n",
+    ),
     # Stacks.
     "freed_stack_is_kept": (
         "stack_cases",
@@ -553,6 +623,14 @@ PLANTED_BUGS = {
         "fiber/internal/stack_pool.cc",
         "    PushLocked(resident, discarded);\n    startable = PopWaitersLocked();\n  }\n  Start(startable);\n}\n\nvoid StackDepot::Discard(",
         "    PushLocked(resident, discarded);\n    startable = nullptr;\n  }\n  Start(startable);\n}\n\nvoid StackDepot::Discard(",
+    ),
+    # Events.
+    "event_of_an_earlier_use_counts": (
+        "event_cases",
+        "EventOfAnEarlierSocketIsStale",
+        "netpoll/internal/poller.cc",
+        "    if (descriptor->tag() == events[i].tag) descriptor->OnEvent",
+        "    descriptor->OnEvent",
     ),
     # Sockets.
     "closed_by_two": (
