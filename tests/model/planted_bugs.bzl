@@ -595,6 +595,34 @@ PLANTED_BUGS = {
         "    role_ = Idle::Role::kBusy;\n    (void)core_.idle().StopSearching();\n    core_.WakeIfIdle();  // whoever relied on it\n",
         "    role_ = Idle::Role::kBusy;\n",
     ),
+    "earlier_deadline_is_not_told": (
+        "worker_cases",
+        "DeadlineOfAWorkerThatStays",
+        "sched/internal/timer_queue.cc",
+        "  return is_earlier;\n}\n\nbool TimerQueue::Expire",
+        "  return false;\n}\n\nbool TimerQueue::Expire",
+    ),
+    "seat_taken_without_the_lock": (
+        "worker_cases",
+        "TwoBlockAtOnce",
+        "sched/internal/crew.cc",
+        "bool Crew::TryTakeSeat(Worker& worker) {\n  std::lock_guard hold(mutex_);\n",
+        "bool Crew::TryTakeSeat(Worker& worker) {\n",
+    ),
+    "called_without_a_seat": (
+        "worker_cases",
+        "TwoBlockAtOnce",
+        "sched/internal/crew.cc",
+        "      if (!CallSomebody()) break;\n      free_seats_.store(free_seats_.load(std::memory_order_relaxed) - 1, std::memory_order_seq_cst);  // order: idle-wake\n",
+        "      if (!CallSomebody()) break;\n",
+    ),
+    "earlier_deadline_is_told_after_the_fiber": (
+        "worker_cases",
+        "DeadlineOfAWorkerThatStays",
+        "sched/internal/core.cc",
+        "  if (next == nullptr) return nullptr;\n  worker.PayKeeper();\n",
+        "  if (next == nullptr) return nullptr;\n",
+    ),
     # Stacks.
     "freed_stack_is_kept": (
         "stack_cases",
@@ -631,6 +659,27 @@ PLANTED_BUGS = {
         "netpoll/internal/poller.cc",
         "    if (descriptor->tag() == events[i].tag) descriptor->OnEvent",
         "    descriptor->OnEvent",
+    ),
+    "record_is_used_again_under_its_tag": (
+        "event_cases",
+        "EventOfAnEarlierSocketIsStale",
+        "netpoll/internal/descriptor.cc",
+        "  generation_.fetch_add(1, std::memory_order_relaxed);\n",
+        "",
+    ),
+    "late_poller_claims_another_wait": (
+        "slot_cases",
+        "SlotWithTwoPollersIsClosed",
+        "netpoll/internal/poll_slot.h",
+        "    if (BlockOf(word_.load(std::memory_order_acquire)) != &block) return false;  // order: poll-slot\n",
+        "",
+    ),
+    "late_event_ends_another_wait": (
+        "event_cases",
+        "TwoEventsMeetClose",
+        "netpoll/internal/poll_slot.h",
+        "    if (BlockOf(word_.load(std::memory_order_acquire)) != &block) return false;  // order: poll-slot\n",
+        "",
     ),
     # Sockets.
     "closed_by_two": (
