@@ -17,6 +17,7 @@ TITLES = {
     "cancel": "Nodes, callbacks, tokens, shields, a scope, by fibers",
     "slot": "Poll slots",
     "descriptor": "Sockets",
+    "event": "Events of sockets whose record is used again",
     "queue": "Queues, idle workers, keepers, free stacks",
     "worker": "Workers",
     "stack": "New fibers and stacks",
