@@ -12,6 +12,7 @@
 #include "fiber/scope.h"
 
 #include <algorithm>
+#include <new>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -77,8 +78,12 @@ Scope::~Scope() {
   if (!is_closed_) {
     CheckOwner("~Scope");
     const bool is_passing = std::uncaught_exceptions() > uncaught_;
-    node_->Cancel(absl::CancelledError("its Scope has ended"));
-    JoinAll(Deadline::Never()).IgnoreError();
+    node_->Cancel(internal::CancelledFor("its Scope has ended"));
+    try {
+      JoinAll(Deadline::Never()).IgnoreError();
+    } catch (const std::bad_alloc&) {  // to say why the wait has ended, or for the timer that names who is late
+      unfinished_.WaitThrough(Deadline::Never()).IgnoreError();  // cannot fail
+    }
     Close();
     if (!is_passing && !is_cancelled_by_user_.load(std::memory_order_relaxed)) LogUnseen();
   }
@@ -233,10 +238,15 @@ void Scope::LogUnseen() {
   MutexLock hold(mu_);
   if (!first_failure_.has_value()) return;
   const Failure& first = failures_[*first_failure_];
-  const std::string name = first.fiber_name.empty() ? "" : absl::StrCat(" '", first.fiber_name, "'");
+  std::string name, what;
+  try {
+    if (!first.fiber_name.empty()) name = absl::StrCat(" '", first.fiber_name, "'");
+    what = first.status.ToString();
+  } catch (const std::bad_alloc&) {  // by its number, then
+  }
   LogLine("a fiber::Scope ended without Wait(), and nobody has seen that fiber %llu%s (spawned at %s:%u) failed: %s",
           static_cast<unsigned long long>(first.fiber), name.c_str(), first.site.file_name(),
-          static_cast<unsigned>(first.site.line()), first.status.ToString().c_str());
+          static_cast<unsigned>(first.site.line()), what.c_str());
 }
 
 }  // namespace fiber

@@ -12,6 +12,7 @@
 #include "fiber/internal/fork.h"
 #include "fiber/internal/spin_lock.h"
 #include "fiber/internal/thread_state.h"
+#include "fiber/internal/wait.h"
 
 namespace fiber::internal {
 namespace {
@@ -174,7 +175,7 @@ void FreeRecord(ThreadState& thread, Record& record) {
   record.id.store(0, std::memory_order_release);  // order: owner
   record.state.store(State::kFree, std::memory_order_relaxed);
   if (const absl::Status* cause = record.cancel.load(std::memory_order_relaxed); cause != nullptr) {
-    delete cause;
+    FreeCause(cause);
     record.cancel.store(nullptr, std::memory_order_relaxed);
   }
   record.next = thread.free_records;

@@ -11,6 +11,7 @@
 #include "fiber/internal/fork.h"
 #include "fiber/internal/join.h"
 #include "fiber/internal/spin_lock.h"
+#include "fiber/internal/wait.h"
 #include "fiber/scheduler.h"
 
 namespace fiber::internal {
@@ -175,7 +176,7 @@ void JoinOrCancel(Record& fiber) {
 void CancelAndJoin(Record& fiber) {
   CheckJoinable(fiber, "dropped handle");
   if (IsDone(fiber)) return;
-  Cancel(fiber, absl::CancelledError("its JoinHandle was dropped"));
+  Cancel(fiber, CancelledFor("its JoinHandle was dropped"));
   (void)WaitDone(fiber, Deadline::Never(), Interruptible::kNo);  // cannot fail
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fiber/internal/wait.h"
 
+#include <new>
+
 #include "fiber/internal/blocking_region.h"
 #include "fiber/internal/cancel_node.h"
 #include "fiber/internal/context.h"
@@ -219,12 +221,40 @@ void ClaimForCancel(Record& fiber, uint64_t id) {
   Unpark(*block);
 }
 
+absl::Status CancelledFor(const char* why) noexcept {
+  try {
+    return absl::CancelledError(why);
+  } catch (const std::bad_alloc&) {
+    return CancelledWithoutMemory();
+  }
+}
+
+namespace {
+
+// Never destroyed, and nothing is allocated for it.
+const absl::Status& CauseWithoutMemory() {
+  alignas(absl::Status) static char place[sizeof(absl::Status)];
+  static const absl::Status& cause = *new (place) absl::Status(CancelledWithoutMemory());
+  return cause;
+}
+
+}  // namespace
+
+const absl::Status* NewCause(const absl::Status& cause) {
+  const absl::Status* mine = new (std::nothrow) absl::Status(cause);
+  return mine != nullptr ? mine : &CauseWithoutMemory();
+}
+
+void FreeCause(const absl::Status* cause) {
+  if (cause != &CauseWithoutMemory()) delete cause;
+}
+
 void Cancel(Record& fiber, const absl::Status& cause) {
   const absl::Status* expected = nullptr;
-  auto* mine = new absl::Status(cause.ok() ? absl::CancelledError() : cause);
+  const absl::Status* const mine = NewCause(cause.ok() ? absl::CancelledError() : cause);
   if (!fiber.cancel.compare_exchange_strong(expected, mine, std::memory_order_seq_cst,  // order: cancel
                                             std::memory_order_relaxed)) {
-    delete mine;
+    FreeCause(mine);
     return;
   }
   const uint64_t id = fiber.id.load(std::memory_order_relaxed);

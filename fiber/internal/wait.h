@@ -130,6 +130,13 @@ bool IsCancelled(const WaitBlock& mine);
 // What is seen of a cancellation: kCancelled with the cause's message, or the cause if it is that a deadline has passed. So
 // whoever shares a deadline with the one that cancels it for that is told the same, whichever of them was first.
 absl::Status SeenOf(const absl::Status& cause);
+// A kCancelled that allocates nothing, since it says nothing more.
+inline absl::Status CancelledWithoutMemory() { return absl::Status(absl::StatusCode::kCancelled, ""); }
+// For destructors, which a std::bad_alloc may be passing through: with `why`, if there is memory to say it.
+absl::Status CancelledFor(const char* why) noexcept;
+// For Record::cancel: a copy; without memory for it, a kCancelled without a message, which FreeCause() leaves alone.
+const absl::Status* NewCause(const absl::Status& cause);
+void FreeCause(const absl::Status* cause);
 // That if so, else OK.
 absl::Status CancelStatus(const WaitBlock& mine);
 // What every call that may park looks at first, for those that have no Wait yet: as Wait::Check.

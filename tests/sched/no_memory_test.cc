@@ -20,6 +20,7 @@
 #include "fiber/go.h"
 #include "fiber/mutex.h"
 #include "fiber/rate_limiter.h"
+#include "fiber/scope.h"
 #include "fiber/select.h"
 #include "fiber/semaphore.h"
 #include "fiber/this_fiber.h"
@@ -272,6 +273,45 @@ TEST(NoMemoryTest, TheClausesOfASelectThatHasThrownAreFree) {
     auto sender = fiber::Spawn([&] { EXPECT_TRUE(numbers.Send(1).ok()); });
     EXPECT_EQ(fiber::Select(receive).value(), 0u);
     sender.Join();
+  });
+}
+
+// Waits for what does not come. Whether it was ended, with or without memory to say why.
+bool IsEnded(fiber::Event& never) {
+  try {
+    return !never.Wait().ok();
+  } catch (const std::bad_alloc&) {
+    return true;
+  }
+}
+
+TEST(NoMemoryTest, ScopesAndHandlesThatABadAllocPassesThroughCancelAndJoin) {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
+    fiber::Event never;
+    for (const bool is_owner_cancelled : {false, true}) {
+      int ended = 0;
+      bool is_caught = false;
+      auto owner = fiber::Spawn([&] {
+        try {
+          fiber::Scope outer;
+          fiber::Scope scope;
+          scope.Go([&] { ended += IsEnded(never); });
+          auto handle = fiber::Spawn([&] { ended += IsEnded(never); });
+          if (is_owner_cancelled) ended += IsEnded(never);
+          fiber::Yield();
+          is_everything_refused = true;
+          throw std::bad_alloc();
+        } catch (const std::bad_alloc&) {
+          is_everything_refused = false;
+          is_caught = true;
+        }
+      });
+      for (int i = 0; i < 3; ++i) fiber::Yield();
+      if (is_owner_cancelled) owner.Cancel(absl::InternalError("why, in a status of its own"));
+      owner.Join();
+      EXPECT_TRUE(is_caught);
+      EXPECT_EQ(ended, is_owner_cancelled ? 3 : 2);
+    }
   });
 }
 
