@@ -129,22 +129,45 @@ void Scope::OnChildStart(CancelNode::Member& member) {
 }
 
 void Scope::OnChildOutcome(absl::Status status, std::exception_ptr error) {
-  if (error != nullptr) status = absl::UnknownError(WhatOf(error));
-  if (status.ok()) return;
-  const std::string why = absl::StrCat("another child of its Scope failed: ", status.message());
+  if (status.ok() && error == nullptr) return;
+  try {
+    KeepFailure(status, error);
+  } catch (const std::bad_alloc&) {  // which may be what the child failed of
+    KeepBareFailure(std::move(status), std::move(error));
+  }
+}
+
+void Scope::KeepFailure(const absl::Status& status, const std::exception_ptr& error) {
   const Record& self = *internal::ThisThread().current;
-  Failure failure{.status = std::move(status),
-                  .exception = std::move(error),
+  Failure failure{.status = error != nullptr ? absl::UnknownError(WhatOf(error)) : status,
+                  .exception = error,
                   .fiber = CurrentId(),
                   .fiber_name = std::string(CurrentName()),
                   .site = self.site};
+  const absl::Status cause =
+      absl::CancelledError(absl::StrCat("another child of its Scope failed: ", failure.status.message()));
   {
     // Before others can fail of it.
     MutexLock hold(mu_);
-    if (!first_failure_.has_value() && !node_->is_cancelled()) first_failure_ = failures_.size();
-    failures_.push_back(std::move(failure));
+    failures_.push_back(std::move(failure));  // the last that may throw
+    if (!HasFailedLocked() && !node_->is_cancelled()) first_failure_ = failures_.size() - 1;
   }
-  node_->Cancel(absl::CancelledError(why));
+  node_->Cancel(cause);
+}
+
+void Scope::KeepBareFailure(absl::Status status, std::exception_ptr error) {
+  if (error != nullptr) status = absl::Status(absl::StatusCode::kUnknown, "");
+  {
+    MutexLock hold(mu_);
+    if (!HasFailedLocked() && !node_->is_cancelled()) {
+      bare_failure_.emplace(Failure{.status = std::move(status),
+                                    .exception = std::move(error),
+                                    .fiber = CurrentId(),
+                                    .fiber_name = {},
+                                    .site = internal::ThisThread().current->site});
+    }
+  }
+  node_->Cancel(internal::CancelledWithoutMemory());
 }
 
 void Scope::OnChildEnd(CancelNode::Member& member) {
@@ -219,8 +242,8 @@ void Scope::Close() {
 
 absl::Status Scope::Result(absl::Status interrupted) {
   MutexLock hold(mu_);
-  if (!first_failure_.has_value()) return interrupted;
-  const Failure& first = failures_[*first_failure_];
+  if (!HasFailedLocked()) return interrupted;
+  const Failure& first = FirstFailureLocked();
   if (first.exception != nullptr) std::rethrow_exception(first.exception);
   return first.status;
 }
@@ -236,8 +259,8 @@ absl::Status Scope::Drain(Deadline grace) {
 
 void Scope::LogUnseen() {
   MutexLock hold(mu_);
-  if (!first_failure_.has_value()) return;
-  const Failure& first = failures_[*first_failure_];
+  if (!HasFailedLocked()) return;
+  const Failure& first = FirstFailureLocked();
   std::string name, what;
   try {
     if (!first.fiber_name.empty()) name = absl::StrCat(" '", first.fiber_name, "'");

@@ -134,7 +134,8 @@ class Scope {
   // Never blocks, but for what cancel callbacks do.
   void Cancel(const absl::Status& cause = absl::CancelledError("cancelled by its Scope"));
 
-  // What failed, in the order of its end. Never blocks. REQUIRES: Wait() or Drain() has returned, or thrown.
+  // What failed, in the order of its end, but for what there was no memory to list. Never blocks. REQUIRES: Wait() or Drain()
+  // has returned, or thrown.
   std::span<const Failure> failures() const ABSL_NO_THREAD_SAFETY_ANALYSIS { return failures_; }
 
  private:
@@ -172,8 +173,17 @@ class Scope {
   void Close();
   absl::Status Result(absl::Status interrupted);
   void LogUnseen();
+  void KeepFailure(const absl::Status& status, const std::exception_ptr& error);
+  // The same without memory: the first is kept, others are left out.
+  void KeepBareFailure(absl::Status status, std::exception_ptr error);
+  bool HasFailedLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return first_failure_.has_value() || bare_failure_.has_value();
+  }
+  const Failure& FirstFailureLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return first_failure_.has_value() ? failures_[*first_failure_] : *bare_failure_;
+  }
   // After Wait().
-  bool HasFailed() const ABSL_NO_THREAD_SAFETY_ANALYSIS { return first_failure_.has_value(); }
+  bool HasFailed() const ABSL_NO_THREAD_SAFETY_ANALYSIS { return HasFailedLocked(); }
 
   const ScopeOptions options_;
   internal::WaitBlock& owner_;
@@ -195,6 +205,7 @@ class Scope {
   Mutex mu_;
   std::vector<Failure> failures_ ABSL_GUARDED_BY(mu_);
   std::optional<size_t> first_failure_ ABSL_GUARDED_BY(mu_);  // of those before the scope was cancelled
+  std::optional<Failure> bare_failure_ ABSL_GUARDED_BY(mu_);  // in its place, if there was no memory to list it
 };
 
 namespace internal {

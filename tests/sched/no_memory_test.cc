@@ -315,4 +315,40 @@ TEST(NoMemoryTest, ScopesAndHandlesThatABadAllocPassesThroughCancelAndJoin) {
   });
 }
 
+TEST(NoMemoryTest, AChildThatFailsForWantOfMemoryFailsItsScope) {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
+    fiber::Event never;
+    bool is_sibling_ended = false;
+    bool is_rethrown = false;
+    {
+      fiber::Scope scope;
+      scope.Go([&] { is_sibling_ended = IsEnded(never); });
+      fiber::Yield();
+      scope.Go([] {
+        is_everything_refused = true;
+        throw std::bad_alloc();
+      });
+      try {
+        scope.Wait().IgnoreError();
+      } catch (const std::bad_alloc&) {
+        is_rethrown = true;
+      }
+      is_everything_refused = false;
+    }
+    EXPECT_TRUE(is_rethrown);
+    EXPECT_TRUE(is_sibling_ended);
+
+    const absl::Status failure = absl::NotFoundError("what the child was looking for");
+    fiber::Scope scope;
+    scope.Go([&] {
+      is_everything_refused = true;
+      return failure;
+    });
+    const absl::Status status = scope.Wait();
+    is_everything_refused = false;
+    EXPECT_EQ(status, failure);
+    EXPECT_TRUE(scope.failures().empty());
+  });
+}
+
 }  // namespace
