@@ -70,8 +70,12 @@ Scope::Scope(ScopeOptions options)
   }
   node_->Join(member_, owner_);
   internal::SwapNode(owner_, node_);
-  // The owner may have been cancelled before this could be found through it.
-  if (absl::Status status = internal::CancelStatus(owner_); !status.ok()) node_->Cancel(status);
+  // The owner may have been cancelled before this could be found through it. No throw from here on: it is linked.
+  try {
+    if (absl::Status status = internal::CancelStatus(owner_); !status.ok()) node_->Cancel(status);
+  } catch (const std::bad_alloc&) {  // there is a cause, and no memory to tell it
+    node_->Cancel(internal::CancelledWithoutMemory());
+  }
 }
 
 Scope::~Scope() {

@@ -18,6 +18,7 @@
 #include "fiber/condition.h"
 #include "fiber/event.h"
 #include "fiber/go.h"
+#include "fiber/internal/ambient.h"
 #include "fiber/mutex.h"
 #include "fiber/rate_limiter.h"
 #include "fiber/scope.h"
@@ -34,10 +35,13 @@ namespace {
 std::atomic<bool> is_exhausted{false};
 
 std::atomic<bool> is_everything_refused{false};
+std::atomic<int> still_granted{0};  // of everything, before it is refused
 
 // What timers are kept in comes in powers of two from 64 bytes on; what else is allocated here does not.
 bool IsRefused(size_t size) {
-  if (is_everything_refused.load(std::memory_order_relaxed)) return true;
+  if (is_everything_refused.load(std::memory_order_relaxed)) {
+    return still_granted.fetch_sub(1, std::memory_order_relaxed) <= 0;
+  }
   return is_exhausted.load(std::memory_order_relaxed) && size >= 64 && (size & (size - 1)) == 0;
 }
 
@@ -348,6 +352,32 @@ TEST(NoMemoryTest, AChildThatFailsForWantOfMemoryFailsItsScope) {
     is_everything_refused = false;
     EXPECT_EQ(status, failure);
     EXPECT_TRUE(scope.failures().empty());
+  });
+}
+
+TEST(NoMemoryTest, AScopeThatCouldNotBeMadeIsNotFoundThroughItsOwner) {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
+    fiber::Event never;
+    auto owner = fiber::Spawn([&] {
+      EXPECT_TRUE(absl::IsCancelled(never.Wait()));
+      int made = 0;
+      for (int granted = 0; granted < 10; ++granted) {
+        still_granted = granted;
+        is_everything_refused = true;
+        try {
+          fiber::Scope scope;
+          ++made;
+        } catch (const std::bad_alloc&) {
+        }
+        is_everything_refused = false;
+        EXPECT_EQ(fiber::internal::CallersBlock().node, nullptr) << granted;
+      }
+      EXPECT_GT(made, 0);
+      still_granted = 0;
+    });
+    fiber::Yield();
+    owner.Cancel(absl::InternalError("why, in a status of its own"));
+    owner.Join();
   });
 }
 
