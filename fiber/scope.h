@@ -313,9 +313,7 @@ class Child {
   // is cancelled then too, unless that is somebody else's. Parks the fiber; blocks the thread when called from a plain one.
   // REQUIRES: not by the child itself, nor by one whose end it has to await before it may start (max_running).
   T Join() {
-    if (const FiberId id = CurrentId(); id != 0 && Checked("Join").fiber.load(std::memory_order_relaxed) == id) {
-      internal::Fatal("fiber %llu joins itself (Child::Join)", static_cast<unsigned long long>(id));
-    }
+    CheckJoinable("Join");
     // Whoever cancels the caller cancels the scope, and so the child. No shield: behind one the scope would not be found.
     internal::ChildEvent::WaitForEnd(Checked("Join").done);
     const std::shared_ptr<internal::ChildState<T>> taken = std::move(state_);
@@ -325,7 +323,11 @@ class Child {
 
   // Waits until it has ended; its result stays for Join(). kDeadlineExceeded, kCancelled: it has not, or this call came too late, or
   // in a fiber that is cancelled (is_done() tells). Parks the fiber; blocks the thread when called from a plain one.
-  [[nodiscard]] absl::Status Wait(Deadline deadline = {}) { return Checked("Wait").done.Wait(deadline); }
+  // REQUIRES: not by the child itself.
+  [[nodiscard]] absl::Status Wait(Deadline deadline = {}) {
+    CheckJoinable("Wait");
+    return Checked("Wait").done.Wait(deadline);
+  }
 
   // Never blocks.
   bool is_done() const { return Checked("is_done").done.is_set(); }
@@ -341,6 +343,11 @@ class Child {
   internal::ChildState<T>& Checked(const char* operation) const {
     if (state_ == nullptr) internal::Fatal("Child::%s on an empty one (joined or moved from)", operation);
     return *state_;
+  }
+  void CheckJoinable(const char* operation) const {
+    if (const FiberId id = CurrentId(); id != 0 && Checked(operation).fiber.load(std::memory_order_relaxed) == id) {
+      internal::Fatal("fiber %llu joins itself (Child::%s)", static_cast<unsigned long long>(id), operation);
+    }
   }
 
   std::shared_ptr<internal::ChildState<T>> state_;

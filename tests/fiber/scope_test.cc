@@ -345,6 +345,18 @@ TEST(ScopeDeathTest, MisuseEndsTheProcessByName) {
                }),
                "fiber [0-9]+ joins itself \\(Child::Join\\)");
   EXPECT_DEATH(sched::Run([] {
+                 Child<void> self;
+                 Event is_known;
+                 Scope scope;
+                 self = scope.Spawn([&] {
+                   (void)is_known.Wait();
+                   (void)self.Wait(absl::Seconds(5));
+                 });
+                 is_known.Set();
+                 (void)scope.Wait();
+               }),
+               "fiber [0-9]+ joins itself \\(Child::Wait\\)");
+  EXPECT_DEATH(sched::Run([] {
                  Scope scope({.name = "early"});
                  (void)scope.Wait();
                  scope.Go([] {});
