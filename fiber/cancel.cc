@@ -5,6 +5,7 @@
 
 #include "fiber/internal/ambient.h"
 #include "fiber/internal/thread_state.h"
+#include "fiber/internal/wait.h"
 #include "fiber/mutex.h"
 
 namespace fiber {
@@ -66,7 +67,7 @@ bool CancelCallback::Stop() {
   if (state->node->Remove(*state)) return true;
   // It may have been taken out and not begun: then its caller's stack is not known, and is not this one either, since a
   // canceller takes the next one out when the one before has returned.
-  if (state->caller.load(std::memory_order_relaxed) != &internal::CallersBlock()) {
+  if (!internal::IsCallers(state->caller.load(std::memory_order_relaxed))) {
     MutexLock wait(state->running);
   }
   return false;

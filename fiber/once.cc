@@ -40,7 +40,7 @@ bool Once::Begin() {
     word_.UnlockQueue(kRunning);
     return true;
   }
-  if (runner_ == &wait.block()) DieRecursive();
+  if (internal::IsCallers(runner_)) DieRecursive();
   waiters_.PushBack(wait.Open());
   word_.UnlockQueue(word | StateWord::kHasWaiters);
   return wait.Park(Deadline::Never()) == kYourTurn;

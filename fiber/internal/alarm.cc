@@ -31,6 +31,7 @@
 #include "fiber/internal/schedule_point.h"
 #include "fiber/internal/spawn.h"
 #include "fiber/internal/thread_state.h"
+#include "fiber/internal/wait.h"
 
 namespace fiber::internal {
 namespace {
@@ -149,7 +150,6 @@ bool Alarm::Stop() {
 // A mutex that is held until then, and not an event: to wait for it cannot fail, and takes no shield, which takes memory.
 void Alarm::Close() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   SchedulePoint();
-  const WaitBlock* const mine = &CallersBlock();
   Mutex running;
   running.lock();  // at once
   bool is_within = false;
@@ -159,7 +159,7 @@ void Alarm::Close() ABSL_NO_THREAD_SAFETY_ANALYSIS {
     is_closed_ = true;
     DisarmLocked();
     for (const Call* call = calls_; call != nullptr; call = call->next) {
-      if (call->caller == mine) is_within = true;
+      if (IsCallers(call->caller)) is_within = true;
     }
     is_abandoned_ = is_within;
     is_waiting = unfinished_ > 0 && !is_within;

@@ -50,6 +50,7 @@ __attribute__((noinline)) void BlockingRegion::Begin() {
   thread.current = nullptr;
   thread.scheduler = nullptr;
   thread.blocks_for = scheduler_;
+  thread.blocked_fiber = fiber_;
   errno = saved_errno;
 }
 
@@ -61,6 +62,7 @@ BlockingRegion::~BlockingRegion() {
   ThreadState& thread = ThisThread();
   if (thread.plain_block != nullptr) DropValues(*thread.plain_block);  // another fiber's call here is not to find them
   thread.blocks_for = nullptr;
+  thread.blocked_fiber = nullptr;
   thread.scheduler = scheduler_;
   thread.current = fiber_;
   if (!fiber_->is_bound()) TakeUp(thread, *scheduler_);

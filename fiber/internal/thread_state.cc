@@ -154,6 +154,7 @@ void LeaveInFork(ThreadState& thread) {
   thread.scheduler = nullptr;
   thread.worker = nullptr;
   thread.blocks_for = nullptr;
+  thread.blocked_fiber = nullptr;
   thread.set_aside = nullptr;
 }
 

@@ -51,6 +51,7 @@ struct ThreadState {
   // While a fiber holds up this thread or is bound to it (blocking_region.h), which then is no worker.
   void* set_aside = nullptr;         // what was `worker`
   Scheduler* blocks_for = nullptr;   // what was `scheduler`, in a thread that counts as a plain one
+  Record* blocked_fiber = nullptr;   // and what was `current`
 
   // Handed over across a switch.
   Record* from = nullptr;            // null: the thread's own stack was left

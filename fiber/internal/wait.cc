@@ -265,6 +265,14 @@ void Cancel(Record& fiber, const absl::Status& cause) {
   }
 }
 
+bool IsCallers(const void* block) {
+  const ThreadState& thread = ThisThread();
+  if (block == nullptr) return false;
+  if (thread.current == nullptr && block == thread.plain_block) return true;
+  const Record* const fiber = thread.current != nullptr ? thread.current : thread.blocked_fiber;
+  return fiber != nullptr && block == fiber->block.load(std::memory_order_relaxed);
+}
+
 void GiveWayInSimulation() {
   ThreadState& thread = ThisThread();
   // Not from one that is about to park: its state says so already.

@@ -155,6 +155,10 @@ absl::Status CallerStatus();
 // One of them sees the other.
 void ClaimForCancel(Record& fiber, uint64_t id);
 
+// Whether `block` was CallersBlock() somewhere further up the caller's stack, which may be in a Blocking() of that fiber's now.
+// Null is nobody's.
+bool IsCallers(const void* block);
+
 // Cancels a fiber whose record the caller keeps from being freed: its parking calls fail from now on, and the scopes it has
 // open are cancelled. The first cause stays. Any thread.
 void Cancel(Record& fiber, const absl::Status& cause);

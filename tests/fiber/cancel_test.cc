@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "fiber/blocking.h"
 #include "fiber/channel.h"
 #include "fiber/event.h"
 #include "fiber/fiber_local.h"
@@ -62,6 +63,26 @@ TEST(CancelTest, ACallbackThatIsStoppedIsNotCalled) {
   });
   source.Cancel();
   EXPECT_TRUE(is_called);
+}
+
+TEST(CancelTest, ACallbackMayBeStoppedInABlockingCallOfItsOwn) {
+  sched::Run([] {
+    for (const bool is_cancelled_in_one : {false, true}) {
+      CancelSource source;
+      CancelCallback self;
+      bool is_called = false;
+      self = source.token().OnCancel([&] {
+        Blocking([&] { EXPECT_FALSE(self.Stop()); });
+        is_called = true;
+      });
+      if (is_cancelled_in_one) {
+        Blocking([&] { source.Cancel(); });
+      } else {
+        source.Cancel();
+      }
+      EXPECT_TRUE(is_called);
+    }
+  });
 }
 
 FIBER_SIM_TEST(CancelTest, StopWaitsForACallThatIsUnderWay) {

@@ -9,12 +9,14 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "fiber/blocking.h"
 #include "fiber/go.h"
 #include "fiber/sim/gtest.h"
 #include "fiber/sim/sim.h"
 #include "fiber/this_fiber.h"
 #include "gtest/gtest.h"
 #include "sched/gtest.h"
+#include "sched/run.h"
 #include "tests/fiber/crew.h"
 #include "tests/scale.h"
 
@@ -277,6 +279,8 @@ TEST(OnceDeathTest, DoingItFromWithinEndsTheProcess) {
   EXPECT_DEATH(Recurse(), "fiber::Once 0x[0-9a-f]+: Do\\(\\) by the function that it runs");
   Once once;
   EXPECT_DEATH(once.Do([&] { once.Do([] {}); }), "Do\\(\\) by the function that it runs");
+  EXPECT_DEATH(sched::Run([&] { once.Do([&] { Blocking([&] { once.Do([] {}); }); }); }),
+               "Do\\(\\) by the function that it runs");
 }
 
 TEST(OnceDeathTest, DestroyingItUnderAWaiterEndsTheProcess) {

@@ -13,6 +13,7 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "fiber/blocking.h"
 #include "fiber/cancel.h"
 #include "fiber/deadline.h"
 #include "fiber/event.h"
@@ -348,6 +349,17 @@ FIBER_TEST_ON(TimerTest, OneThatIsDestroyedAsItGoesOffIsOver, 1, 2, 8) {
     if (i % 3 == 0) Yield();
     // timer goes before what its function uses
   }
+}
+
+FIBER_TEST_ON(TimerTest, ItsFunctionMayDestroyItInABlockingCall, 1, 2) {
+  Event gone;
+  std::unique_ptr<Timer> timer;
+  timer = std::make_unique<Timer>(absl::Hours(1), [&] {
+    Blocking([&] { timer.reset(); });
+    gone.Set();
+  });
+  timer->Reset(absl::ZeroDuration());
+  EXPECT_TRUE(gone.Wait().ok());
 }
 
 FIBER_TEST_ON(TimerTest, GoesOffWhileWhoHasSetItComputes, 2, 8) {
