@@ -13,6 +13,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <utility>
 
 #include "fiber/internal/ambient.h"
 #include "fiber/internal/context.h"
@@ -68,6 +69,7 @@ struct Reaper {
     // A fiber has called exit(): it still stands on its worker, which others look for stacks, and what else is destroyed
     // may have it park.
     if (thread->scheduler != nullptr || thread->blocks_for != nullptr) return;
+    if (thread->are_stacks_listed) return;  // the same, in a child of fork() made by a fiber
     if (thread->plain_block != nullptr) {
       DropValues(*thread->plain_block);
       PlainBlocks::Get().Give(thread->plain_block);
@@ -134,7 +136,8 @@ void BecomeWorker(ThreadState& thread, Scheduler& scheduler, void* worker) {
   if (thread.scheduler != nullptr || thread.blocks_for != nullptr) Fatal("a worker of one runtime cannot become another's");
   thread.scheduler = &scheduler;
   thread.worker = worker;
-  StackDepot::Get().RegisterCaches(thread.stacks);
+  // Since the fork, if this was a worker of the parent's.
+  if (!std::exchange(thread.are_stacks_listed, true)) StackDepot::Get().RegisterCaches(thread.stacks);
 }
 
 void GiveStacks(ThreadState& thread) {
@@ -145,6 +148,7 @@ void GiveStacks(ThreadState& thread) {
 
 void StopBeingWorker(ThreadState& thread) {
   StackDepot::Get().UnregisterCaches(thread.stacks);
+  thread.are_stacks_listed = false;
   thread.scheduler = nullptr;
   thread.worker = nullptr;
 }

@@ -68,6 +68,7 @@ struct ThreadState {
 
   WaitBlock* plain_block = nullptr;  // what this thread waits through when it is on its own stack
   StackCache stacks[kStackClasses];
+  bool are_stacks_listed = false;    // in the depot, which looks into them until they are taken off
   Record* free_records = nullptr;
   uint32_t free_record_count = 0;
   uint64_t next_id = 0;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Runtimes come and go, and the process ends, while fibers and threads are in the middle of something.
+#include <malloc.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -239,6 +241,39 @@ TEST(LifecycleDeathTest, OthersLookForStacksWhileAFiberExits) {
             });
           }
           while (ended.load() < 100) fiber::Yield();
+          exit(7);
+        });
+      },
+      testing::ExitedWithCode(7), "");
+}
+
+// Without it: a fiber's child that exits frees the stacks that it kept, and whoever finds none after that looks there.
+// Sanitizers' allocators do not fork well.
+TEST(LifecycleDeathTest, OthersLookForStacksAfterAFibersChildHasExited) {
+  if (tests::kIsSlow) return;
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(
+      {
+        sched::Run({.workers = 1}, [] {
+          if (const pid_t child = fork(); child != 0) {
+            int status = 0;
+            waitpid(child, &status, 0);
+            _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
+          }
+          mallopt(M_PERTURB, 0x5a);  // what is freed is not as it was
+          atexit([] {
+            sched::Run({.workers = 1, .max_stack_memory = 8 * 4096}, [] {
+              fiber::WaitGroup group;
+              for (int i = 0; i < 20; ++i) {
+                group.Add();
+                fiber::Go([&group] {
+                  for (int turn = 0; turn < 10; ++turn) fiber::Yield();
+                  group.Done();
+                });
+              }
+              (void)group.Wait();
+            });
+          });
           exit(7);
         });
       },
