@@ -303,18 +303,20 @@ FlowLock::FlowLock(Descriptor& descriptor, Direction direction, WaitReason reaso
     status_ = RuntimeEndedStatus();
     return;
   }
+  bool is_closing = false;
   if (!descriptor.TryLock(direction)) [[unlikely]] {
     status_ = descriptor.LockSlow(direction, reason, deadline);
     if (!status_.ok()) return;
-    has_lock_ = true;
     // Handed over between Close()'s first step and its look at the queues.
-    if (descriptor.is_closing()) {
-      status_ = ClosedStatus();
-      return;
-    }
+    is_closing = descriptor.is_closing();
   }
   has_lock_ = true;
-  status_ = CheckCaller();
+  try {
+    status_ = is_closing ? ClosedStatus() : CheckCaller();
+  } catch (...) {  // no memory for a status, and no destructor for what was not made
+    descriptor.Unlock(direction);
+    throw;
+  }
 }
 
 absl::Status FlowLock::CheckCaller() const {
