@@ -11,6 +11,7 @@
 #include "netpoll/internal/descriptor.h"
 #include "netpoll/internal/errno_status.h"
 #include "netpoll/internal/poller.h"
+#include "netpoll/internal/scoped_fd.h"
 #include "netpoll/internal/syscalls.h"
 
 namespace netpoll {
@@ -22,6 +23,7 @@ using internal::Direction;
 using internal::ErrnoStatus;
 using internal::FlowLock;
 using internal::Poller;
+using internal::ScopedFd;
 
 namespace {
 
@@ -33,28 +35,29 @@ absl::Status PollUntil(int fd, short events, Deadline deadline) {
   return what == 0 ? absl::DeadlineExceededError("deadline exceeded") : absl::OkStatus();
 }
 
+// Owner drops a descriptor, whatever is thrown meanwhile.
+struct Owner {
+  Descriptor& descriptor;
+  ~Owner() { descriptor.Drop(); }
+};
+
 absl::Status ParkUntil(int fd, Direction direction, short events, Deadline deadline) {
   absl::StatusOr<Poller*> poller = Poller::OfCaller();
   if (!poller.ok()) return poller.status();
-  const int duplicate = internal::Duplicate(fd);
-  if (duplicate < 0) return ErrnoStatus(-duplicate, "wait for a descriptor");
-  absl::StatusOr<Descriptor*> descriptor = Descriptor::Create(**poller, duplicate, false);
-  if (!descriptor.ok()) {
-    internal::Close(duplicate);
-    return descriptor.status();
+  ScopedFd duplicate(internal::Duplicate(fd));
+  if (duplicate.get() < 0) return ErrnoStatus(-duplicate.get(), "wait for a descriptor");
+  absl::StatusOr<Descriptor*> descriptor = Descriptor::Create(**poller, duplicate.get(), false);
+  if (!descriptor.ok()) return descriptor.status();
+  (void)duplicate.Take();
+  const Owner owner{**descriptor};
+  FlowLock lock(owner.descriptor, direction, WaitReason::kDescriptor, deadline);
+  absl::Status status = lock.status();
+  while (status.ok()) {
+    lock.flow().slot.ClearReady();
+    status = PollUntil(owner.descriptor.fd(), events, Deadline::AtNanos(0));
+    if (!absl::IsDeadlineExceeded(status)) break;
+    status = lock.Await();
   }
-  absl::Status status;
-  {
-    FlowLock lock(**descriptor, direction, WaitReason::kDescriptor, deadline);
-    status = lock.status();
-    while (status.ok()) {
-      lock.flow().slot.ClearReady();
-      status = PollUntil(duplicate, events, Deadline::AtNanos(0));
-      if (!absl::IsDeadlineExceeded(status)) break;
-      status = lock.Await();
-    }
-  }
-  (*descriptor)->Drop();
   return status;
 }
 

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Calls that fail when there is no memory to say why. A process of its own: it has its own operator new.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
@@ -12,6 +15,7 @@
 #include "fiber/this_fiber.h"
 #include "gtest/gtest.h"
 #include "netpoll/tcp.h"
+#include "netpoll/wait.h"
 #include "sched/run.h"
 #include "tests/netpoll/sockets.h"
 
@@ -68,6 +72,19 @@ TEST(NoMemoryTest, ACallThatHasThrownLeavesTheStreamToOthers) {
     })) << "before it does anything";
     pair.peer.Send("x");
     EXPECT_TRUE(pair.stream.Read(byte, absl::Seconds(5)).ok());
+  });
+}
+
+TEST(NoMemoryTest, AWaitThatHasThrownLeavesNoDescriptorBehind) {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
+    int fds[2];
+    ASSERT_EQ(pipe2(fds, O_CLOEXEC | O_NONBLOCK), 0);
+    const RawSocket out(fds[0]);
+    const RawSocket in(fds[1]);
+    EXPECT_TRUE(absl::IsDeadlineExceeded(netpoll::WaitReadable(out.fd(), absl::Milliseconds(1))));
+    const int before = OpenDescriptors();
+    EXPECT_TRUE(ThrowsWhenCancelled([&] { return netpoll::WaitReadable(out.fd()); }));
+    EXPECT_EQ(OpenDescriptors(), before);
   });
 }
 
