@@ -28,6 +28,16 @@ using internal::ErrnoStatus;
 using internal::kMostAtOnce;
 using internal::Poller;
 
+namespace {
+
+// Reference gives one back, whatever is thrown meanwhile.
+struct Reference {
+  Descriptor& descriptor;
+  ~Reference() { descriptor.Unref(); }
+};
+
+}  // namespace
+
 absl::StatusOr<TcpStream> TcpStream::Adopt(int fd) {
   absl::StatusOr<Poller*> poller = Poller::OfCaller();
   if (!poller.ok()) return poller.status();
@@ -114,13 +124,12 @@ void TcpStream::DoSetWriteDeadline(Deadline deadline) {
 
 absl::Status TcpStream::DoCloseWrite() {
   if (descriptor_ == nullptr || !descriptor_->TryRef()) return ClosedStatus();
+  const Reference reference{*descriptor_};
   const int error = internal::Shutdown(descriptor_->fd(), SHUT_WR);
   // A unix socket's epoll tells nobody of that who waits for room: he finds out by trying.
   if (error == 0) descriptor_->flow(Direction::kWrite).slot.MarkReady();
-  absl::Status status;
-  if (error < 0) status = ErrnoStatus(-error, "shutdown", internal::PeerText(descriptor_->fd()));
-  descriptor_->Unref();
-  return status;
+  if (error < 0) return ErrnoStatus(-error, "shutdown", internal::PeerText(descriptor_->fd()));
+  return absl::OkStatus();
 }
 
 void TcpStream::DoClose() {

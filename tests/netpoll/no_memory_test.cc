@@ -88,5 +88,19 @@ TEST(NoMemoryTest, AWaitThatHasThrownLeavesNoDescriptorBehind) {
   });
 }
 
+TEST(NoMemoryTest, ACloseWriteThatHasThrownDoesNotKeepTheStreamOpen) {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
+    (void)ListenOnLoopback();  // a poller stays
+    const int before = OpenDescriptors();
+    {
+      RawPair pair = ConnectedToRaw();
+      pair.peer.Reset();
+      is_everything_refused = true;
+      EXPECT_TRUE(Throws([&] { return pair.stream.CloseWrite(); }));
+    }
+    EXPECT_EQ(OpenDescriptors(), before);
+  });
+}
+
 }  // namespace
 }  // namespace netpoll_test
