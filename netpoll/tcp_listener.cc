@@ -17,6 +17,7 @@
 #include "netpoll/internal/descriptor.h"
 #include "netpoll/internal/errno_status.h"
 #include "netpoll/internal/poller.h"
+#include "netpoll/internal/scoped_fd.h"
 #include "netpoll/internal/socket.h"
 #include "netpoll/internal/syscalls.h"
 #include "netpoll/tcp.h"
@@ -31,6 +32,7 @@ using internal::Direction;
 using internal::ErrnoStatus;
 using internal::FlowLock;
 using internal::Poller;
+using internal::ScopedFd;
 
 namespace {
 
@@ -87,18 +89,19 @@ absl::StatusOr<Descriptor*> AcceptDescriptor(Descriptor& listener, Deadline dead
   absl::Duration pause = kFirstPause;
   for (;;) {
     lock.flow().slot.ClearReady();
-    const int fd = TakeConnection(listener);
+    ScopedFd connection(TakeConnection(listener));
+    const int fd = connection.get();
     absl::Status status;
     if (fd >= 0) {
       absl::StatusOr<Descriptor*> accepted =
           Descriptor::Create(PollerFor(listener), fd, true);
-      if (accepted.ok()) return accepted;
-      status = accepted.status();
-      if (!internal::IsExhaustion(ErrnoOf(status))) {
-        internal::Close(fd);
-        return status;
+      if (accepted.ok()) {
+        (void)connection.Take();
+        return accepted;
       }
-      listener.pending_fd() = fd;
+      status = accepted.status();
+      if (!internal::IsExhaustion(ErrnoOf(status))) return status;
+      listener.pending_fd() = connection.Take();
     } else if (fd == -EAGAIN) {
       if (status = lock.Await(); !status.ok()) return status;
       continue;
