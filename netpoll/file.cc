@@ -165,12 +165,13 @@ absl::Status Change(std::string_view operation, std::string_view subject, Deadli
 }  // namespace
 
 absl::StatusOr<File> File::OpenHere(const std::string& path, int flags, mode_t permissions) {
+  std::string name = path;  // while there is no descriptor yet that would be lost if it throws
   const int fd = internal::OpenFile(path.c_str(), flags, permissions);
   if (fd < 0) return FileStatus(-fd, "open", path);
   struct statx stat {};
   const bool is_known = internal::StatFile(fd, &stat) == 0;
   const bool has_places = is_known && (S_ISREG(stat.stx_mode) || S_ISBLK(stat.stx_mode));
-  return File(fd, has_places, (flags & O_APPEND) != 0, path);
+  return File(fd, has_places, (flags & O_APPEND) != 0, std::move(name));
 }
 
 absl::StatusOr<File> File::Open(std::string_view path, const FileOptions& options, Deadline deadline) {
