@@ -247,7 +247,11 @@ class Channel : private internal::ChannelCore {
     T* operator->() const { return &*item_; }
     Iterator& operator++() {
       item_.reset();
-      if (absl::StatusOr<T> next = channel_->Receive(); next.ok()) item_.emplace(*std::move(next));
+      if (absl::StatusOr<T> next = channel_->Receive(); next.ok()) {
+        item_.emplace(*std::move(next));
+      } else if (absl::IsResourceExhausted(next.status())) {
+        throw std::bad_alloc();  // or it would look like the end, and nothing would tell otherwise
+      }
       return *this;
     }
     void operator++(int) { ++*this; }
@@ -258,7 +262,8 @@ class Channel : private internal::ChannelCore {
     mutable std::optional<T> item_;
   };
   // For a range-for: receives until it is closed and drained, or this fiber is cancelled or out of time; CheckCancelled()
-  // tells which. Parks the fiber; blocks the thread when called from a plain one.
+  // tells which. Throws std::bad_alloc if there is no memory for the timer of this fiber's deadline. Parks the fiber; blocks
+  // the thread when called from a plain one.
   Iterator begin() { return Iterator(*this); }
   std::default_sentinel_t end() const { return {}; }
 

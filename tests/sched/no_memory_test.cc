@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "fiber/blocking_detached.h"
+#include "fiber/cancel.h"
 #include "fiber/channel.h"
 #include "fiber/condition.h"
 #include "fiber/event.h"
@@ -99,6 +100,21 @@ TEST(NoMemoryTest, AWaitWhoseDeadlineCannotBeKeptFailsAndNothingElseChanges) {
     release.Set();
     holder.Join();
     EXPECT_TRUE(fiber::Sleep(absl::Milliseconds(1)).ok());
+  });
+}
+
+TEST(NoMemoryTest, AChannelWhoseNextItemCannotBeWaitedForHasNotEnded) {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
+    fiber::Channel<int> numbers(1);
+    EXPECT_TRUE(numbers.Send(1).ok());
+    const fiber::DeadlineScope bound(absl::Hours(1));
+    int received = 0;
+    is_exhausted = true;
+    EXPECT_THROW(
+        for (const int number : numbers) received += number,
+        std::bad_alloc);
+    is_exhausted = false;
+    EXPECT_EQ(received, 1);
   });
 }
 
