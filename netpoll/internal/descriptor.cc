@@ -228,10 +228,11 @@ void Descriptor::SetDeadline(Direction direction, Deadline deadline) {
 
 bool Descriptor::TryLock(Direction direction) {
   uint64_t seen = state_.Peek();
-  while ((seen & (kQueueLock | kClosing | LockBit(direction))) == 0) {
+  for (;;) {
+    if ((seen & kQueueLock) != 0) seen = state_.AwaitUnlocked();  // who has that need not have the flow
+    if ((seen & (kClosing | LockBit(direction))) != 0) return false;
     if (state_.TryTake(seen, (seen | LockBit(direction)) + kRef)) return true;
   }
-  return false;
 }
 
 absl::Status Descriptor::LockSlow(Direction direction, WaitReason reason, Deadline deadline) {
