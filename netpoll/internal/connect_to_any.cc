@@ -93,6 +93,8 @@ absl::StatusOr<TcpStream> ConnectToAny(std::string_view name, std::vector<Addres
     failures.push_back(std::move(outcome->status));
     next = absl::ZeroDuration();
   }
+  // At the end of the caller's time the last attempt may tell of it before the wait for it does.
+  if (absl::Status status = fiber::internal::CheckCaller(deadline); !status.ok()) return status;
   return AllOf(name, failures);
 }
 
