@@ -70,6 +70,9 @@ class Deadline {
     if constexpr (std::is_floating_point_v<Rep>) {
       return absl::Seconds(std::chrono::duration<double>(duration).count());
     } else {
+      if constexpr (std::is_unsigned_v<Rep> && sizeof(Rep) >= sizeof(int64_t)) {
+        if (duration.count() > uint64_t{INT64_MAX}) return absl::InfiniteDuration();  // or it would be negative below
+      }
       return absl::Seconds(static_cast<int64_t>(duration.count())) * static_cast<int64_t>(Period::num) /
              static_cast<int64_t>(Period::den);
     }

@@ -99,6 +99,8 @@ FIBER_SIM_TEST(DeadlineSimTest, ConvertsFromAnyDuration) {
   EXPECT_EQ(from_now(std::chrono::duration<int64_t, std::ratio<1, 60>>(90)), absl::Milliseconds(1500));
   EXPECT_EQ(from_now(std::chrono::microseconds(7)), absl::Microseconds(7));
   EXPECT_TRUE(Deadline(std::chrono::hours::max()).is_never());
+  EXPECT_TRUE(Deadline(std::chrono::duration<uint64_t>::max()).is_never());
+  EXPECT_EQ(from_now(std::chrono::duration<uint64_t, std::milli>(250)), absl::Milliseconds(250));
   EXPECT_TRUE(Deadline(std::chrono::seconds(-1)).is_past());
 }
 
