@@ -238,6 +238,9 @@ const absl::Status& CauseWithoutMemory() {
   return cause;
 }
 
+// A child of fork() may need it while another thread of its parent's made it.
+[[maybe_unused]] const absl::Status& cause_made_before_main = CauseWithoutMemory();
+
 }  // namespace
 
 const absl::Status* NewCause(const absl::Status& cause) {
