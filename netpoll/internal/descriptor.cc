@@ -55,11 +55,16 @@ absl::StatusOr<Descriptor*> Descriptor::Create(Poller& poller, int fd, bool is_t
   // Visible before it is added: Stop() goes through the records after it has marked the poller.
   (void)self.state_.LockQueue();
   self.state_.UnlockQueue(kHasOwner);
-  if (absl::Status status = poller.Add(self); !status.ok()) {
-    self.fd_ = -1;  // remains the caller's
-    self.Drop();
-    return status;
-  }
+  struct Unwatched {
+    Descriptor* record;
+    ~Unwatched() {
+      if (record == nullptr) return;
+      record->fd_ = -1;  // remains the caller's
+      record->Drop();
+    }
+  } unwatched{&self};  // whatever is thrown: no memory for a status
+  if (absl::Status status = poller.Add(self); !status.ok()) return status;
+  unwatched.record = nullptr;
   if (poller.is_stopped()) self.Orphan(poller);
   return made;
 }

@@ -138,11 +138,14 @@ bool Poller::Harvest(int64_t deadline_ns, bool* was_kicked) {
 absl::Status Poller::Add(Descriptor& descriptor) {
   if (is_stopped() || !is_own_process()) return RuntimeEndedStatus();
   refs_.fetch_add(1, std::memory_order_relaxed);
-  if (absl::Status status = backend_->Add(descriptor.fd(), descriptor.tag()); !status.ok()) {
-    Unref();
+  try {
+    absl::Status status = backend_->Add(descriptor.fd(), descriptor.tag());
+    if (!status.ok()) Unref();
     return status;
+  } catch (...) {  // no memory for a status
+    Unref();
+    throw;
   }
-  return absl::OkStatus();
 }
 
 void Poller::Remove(int fd) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Calls that fail when there is no memory to say why. A process of its own: it has its own operator new.
+#include <errno.h>
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -17,6 +18,7 @@
 #include "netpoll/tcp.h"
 #include "netpoll/wait.h"
 #include "sched/run.h"
+#include "tests/netpoll/faults.h"
 #include "tests/netpoll/sockets.h"
 
 namespace {
@@ -84,6 +86,19 @@ TEST(NoMemoryTest, AWaitThatHasThrownLeavesNoDescriptorBehind) {
     EXPECT_TRUE(absl::IsDeadlineExceeded(netpoll::WaitReadable(out.fd(), absl::Milliseconds(1))));
     const int before = OpenDescriptors();
     EXPECT_TRUE(ThrowsWhenCancelled([&] { return netpoll::WaitReadable(out.fd()); }));
+    EXPECT_EQ(OpenDescriptors(), before);
+  });
+}
+
+TEST(NoMemoryTest, AnAcceptThatHasThrownLeavesNoDescriptorBehind) {
+  sched::Run({.workers = 1, .max_threads = 1}, [] {
+    netpoll::TcpListener listener = ListenOnLoopback();
+    const RawSocket peer = RawSocket::ConnectTo(listener.local());
+    const int before = OpenDescriptors();
+    const Faults faults({Call::epoll_ctl, ENOSPC, 1}, {Call::kCount});
+    is_everything_refused = true;
+    EXPECT_TRUE(Throws([&] { return listener.Accept(); }));
+    EXPECT_TRUE(faults.is_hit());
     EXPECT_EQ(OpenDescriptors(), before);
   });
 }
