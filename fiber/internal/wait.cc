@@ -244,8 +244,11 @@ const absl::Status& CauseWithoutMemory() {
 }  // namespace
 
 const absl::Status* NewCause(const absl::Status& cause) {
-  const absl::Status* mine = new (std::nothrow) absl::Status(cause);
-  return mine != nullptr ? mine : &CauseWithoutMemory();
+  try {
+    return new absl::Status(cause);
+  } catch (const std::bad_alloc&) {
+    return &CauseWithoutMemory();
+  }
 }
 
 void FreeCause(const absl::Status* cause) {
