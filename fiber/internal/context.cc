@@ -184,7 +184,7 @@ void Adopt(Record& fiber, WaitBlock& block) {
 
 // jump_fcontext(), entered by a jump as it is left by one. A CPU predicts that a return goes to where the last call came from: a call
 // that nobody returns from would leave each return between here and the fiber's own code predicted by its neighbour's call.
-// (`yield` takes half of the time so, `pingpong` two thirds.) On other architectures it is left by what they count as a return.
+// (`yield` takes three quarters of the time so.) On other architectures it is left by what they count as a return.
 //
 // With a shadow stack it would have to be a call; see RefuseShadowStacks. REQUIRES of whoever this is inlined into: that it calls
 // something, so has no red zone, where the address is pushed.

@@ -328,33 +328,26 @@ TEST(ScopeDeathTest, UnseenFailuresAreLogged) {
   EXPECT_NE(said.find("unseen"), std::string::npos) << said;
 }
 
+void RunChildThat(void (*does)(Child<void>& self)) {
+  sched::Run([does] {
+    Child<void> self;
+    Event is_known;
+    Scope scope;
+    self = scope.Spawn([&] {
+      (void)is_known.Wait();
+      does(self);
+    });
+    is_known.Set();
+    (void)scope.Wait();
+  });
+}
+
 TEST(ScopeDeathTest, MisuseEndsTheProcessByName) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_DEATH(sched::Run([] { Scope scope({.max_running = -1, .name = "less"}); }),
                "fiber::Scope 'less': max_running is -1");
-  EXPECT_DEATH(sched::Run([] {
-                 Child<void> self;
-                 Event is_known;
-                 Scope scope;
-                 self = scope.Spawn([&] {
-                   (void)is_known.Wait();
-                   self.Join();
-                 });
-                 is_known.Set();
-                 (void)scope.Wait();
-               }),
-               "fiber [0-9]+ joins itself \\(Child::Join\\)");
-  EXPECT_DEATH(sched::Run([] {
-                 Child<void> self;
-                 Event is_known;
-                 Scope scope;
-                 self = scope.Spawn([&] {
-                   (void)is_known.Wait();
-                   (void)self.Wait(absl::Seconds(5));
-                 });
-                 is_known.Set();
-                 (void)scope.Wait();
-               }),
+  EXPECT_DEATH(RunChildThat([](Child<void>& self) { self.Join(); }), "fiber [0-9]+ joins itself \\(Child::Join\\)");
+  EXPECT_DEATH(RunChildThat([](Child<void>& self) { (void)self.Wait(absl::Seconds(5)); }),
                "fiber [0-9]+ joins itself \\(Child::Wait\\)");
   EXPECT_DEATH(sched::Run([] {
                  Scope scope({.name = "early"});
