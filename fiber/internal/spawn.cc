@@ -59,6 +59,7 @@ Scheduler& EnterOnlyScheduler(std::source_location site) {
 
 Record& AllocateRecordOrDelete(ThreadState& thread, SpawnExtras* extras) {
   try {
+    if (thread.current == nullptr) (void)PlainBlock(thread);  // to join it without fail, as destructors do
     return AllocateRecord(thread);
   } catch (...) {
     delete extras;

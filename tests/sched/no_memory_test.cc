@@ -10,6 +10,7 @@
 #include <new>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -29,6 +30,7 @@
 #include "fiber/wait_group.h"
 #include "gtest/gtest.h"
 #include "sched/run.h"
+#include "sched/runtime.h"
 #include "tests/scale.h"
 
 namespace {
@@ -206,6 +208,41 @@ TEST(NoMemoryTest, AFiberThatFindsNoStackWaitsInLineAllTheSame) {
     holder.Join();
     waiting.Join();
   });
+}
+
+// What a thread that is no worker waits with it has from its spawn on. Each is new, and so many that none finds what ended ones left.
+TEST(NoMemoryTest, AThreadThatHasSpawnedCanWaitForItsFiber) {
+  sched::Runtime runtime({.workers = 1, .max_threads = 1});
+  for (const bool is_joined : {true, false}) {
+    constexpr int kThreads = 16;
+    std::atomic<int> spawned{0};
+    std::atomic<int> thrown{0};
+    std::atomic<int> ended{0};
+    std::vector<std::thread> threads;
+    for (int i = 0; i < kThreads; ++i) {
+      threads.emplace_back([&] {
+        auto fiber = runtime.Spawn([&] {
+          while (spawned < kThreads) fiber::Yield();
+          // Not before the others wait, if they can.
+          for (int turn = 0; turn < 1000; ++turn) fiber::Yield();
+          if (++ended == kThreads) is_everything_refused = false;
+        });
+        if (++spawned == kThreads) is_everything_refused = true;
+        while (!is_everything_refused && ended == 0) std::this_thread::yield();
+        try {
+          if (is_joined) {
+            fiber.Join();
+          } else {
+            { const auto dropped = std::move(fiber); }
+          }
+        } catch (const std::bad_alloc&) {
+          ++thrown;
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(thrown, 0);
+  }
 }
 
 // Nor is there memory to say which limit it was. Sanitizers take address space as they like.
