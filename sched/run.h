@@ -16,7 +16,7 @@ namespace sched {
 
 // Runs `main` as the first fiber of a new runtime and returns what it returns; rethrows what escapes it. When it has
 // ended, what is left is cancelled and drained; fibers that survive RuntimeOptions::drain are named and end the process.
-// Blocks the thread.
+// Throws what the constructor of a Runtime throws. Blocks the thread.
 //
 //   int main() {
 //     return sched::Run([] {

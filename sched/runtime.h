@@ -81,8 +81,9 @@ class Core;
 // Handles of its fibers are joined or dropped before it is destroyed.
 class Runtime {
  public:
-  // Starts the workers. Ends the process with a message that names the limit if not one thread can be had; runs with
-  // fewer workers than asked for, and says so once, if only some can. Blocks the thread while they start.
+  // Starts the workers. Throws std::system_error, as std::thread does, with a message that names the limit, if not one thread can
+  // be had, and std::bad_alloc; runs with fewer workers than asked for, and says so once, if only some can. Blocks the thread
+  // while they start.
   Runtime();
   explicit Runtime(RuntimeOptions options);
   // Shutdown(options.drain). If fibers survive that, names them and ends the process. Blocks the thread.

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <new>
 #include <optional>
+#include <system_error>
 
 #include "absl/strings/str_cat.h"
 #include "fiber/internal/blocking_region.h"
@@ -122,7 +123,9 @@ void Core::Start() {
   is_deferring_.store(!options_.eager_wake, std::memory_order_relaxed);
   monitor_.Reserve();  // may throw: before there are threads
   const uint32_t started = crew_.Start();
-  if (started == 0) Fatal("not one worker thread can be had: %s", kThreadLimits);
+  if (started == 0) {
+    throw std::system_error(EAGAIN, std::generic_category(), absl::StrCat("not one worker thread can be had: ", kThreadLimits));
+  }
   if (started < worker_count()) {
     LogLine("only %u of %u worker threads can be had: %s", started, worker_count(), kThreadLimits);
   }

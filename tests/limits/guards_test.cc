@@ -134,6 +134,36 @@ TEST(GuardsTest, WhereGuardMarkersAreRefusedFromTheStartOrLaterStacksAreGuardedB
   }
 }
 
+// Before Linux 6.15, or in a sandbox that knows no batches: what batches would do is done one range at a time, and nobody is told.
+TEST(GuardsTest, WhereBatchesAreRefusedFromTheStartOrLaterEachRangeHasItsCall) {
+  for (const bool is_late : {false, true}) {
+    for (const int error : {ENOSYS, EPERM, EBADF}) {
+      std::string said;
+      InChild(
+          [=] {
+            const auto refuse = [error] { return RefuseSyscallWhere(kSysProcessMadvise, 0, -1, error); };
+            if (!is_late && !refuse()) return CannotTest("seccomp");
+            AtWork at_work;
+            at_work.ExpectCrowd(500);
+            if (is_late && !refuse()) return CannotTest("seccomp");
+            const size_t one_by_one = Guarded(GuardMode::kMadvise) + Guarded(GuardMode::kMprotect);
+            const size_t in_batches = Guarded(GuardMode::kAuto);
+            at_work.ExpectCrowd(1500);
+            EXPECT_GT(Guarded(GuardMode::kMadvise) + Guarded(GuardMode::kMprotect), one_by_one + 900);
+            EXPECT_EQ(Guarded(GuardMode::kAuto), in_batches);
+            EXPECT_EQ(Guarded(GuardMode::kCanary), 0u);
+            EXPECT_GT(StackDepot::Get().DiscardIdle(SIZE_MAX), 900u);
+            EXPECT_EQ(StackDepot::Get().Stats().resident_idle, 0u);
+            at_work.ExpectCrowd(1500);
+            return kFine;
+          },
+          &said);
+      EXPECT_EQ(said, "");
+      if (IsSkipped()) return;
+    }
+  }
+}
+
 // The same, and mprotect too: a sandbox that lets nothing change what is mapped.
 TEST(GuardsTest, WhereNothingGuardsStacksHaveCanariesAndItIsSaidWhy) {
   std::string said;

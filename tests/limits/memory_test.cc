@@ -289,5 +289,65 @@ TEST(MemoryTest, FibersWaitBelowTheMemoryLimitOfTheControlGroup) {
                        "raise it"});
 }
 
+// A control group of the kernel's own, made by the parent and removed when the child has ended.
+class MemoryGroup {
+ public:
+  explicit MemoryGroup(size_t bytes) {
+    for (const auto& [mounted, limit] : {std::pair{"/sys/fs/cgroup", "/memory.max"},
+                                         std::pair{"/sys/fs/cgroup/memory", "/memory.limit_in_bytes"}}) {
+      const std::string path = std::string(mounted) + "/weft-" + std::to_string(getpid());
+      if (mkdir(path.c_str(), 0700) != 0) continue;
+      // Elsewhere than in a file system of the kernel's, nothing is there, and can be written all the same.
+      if (access((path + limit).c_str(), W_OK) == 0 && (std::ofstream(path + limit) << bytes << std::flush).good()) {
+        path_ = path;
+        return;
+      }
+      rmdir(path.c_str());
+    }
+  }
+  ~MemoryGroup() {
+    if (!path_.empty()) EXPECT_EQ(rmdir(path_.c_str()), 0) << path_ << ": " << strerror(errno);
+  }
+  MemoryGroup(const MemoryGroup&) = delete;
+  MemoryGroup& operator=(const MemoryGroup&) = delete;
+
+  // The calling process, and what it allocates from here on.
+  bool Enter() const {
+    return !path_.empty() && (std::ofstream(path_ + "/cgroup.procs") << getpid() << std::flush).good();
+  }
+
+ private:
+  std::string path_;
+};
+
+// Three times as many fibers as it has memory for: the killer would come.
+TEST(MemoryTest, AControlGroupThatIsTooSmallForAllFibersLosesNone) {
+  if (tests::kIsSlow) GTEST_SKIP() << "shadow memory is charged, too";
+  static constexpr int kStacks = 8000;
+  const MemoryGroup group(2 * kStacks * 4096);
+  std::string said;
+  InChild(
+      [&group] {
+        if (!group.Enter()) {
+          fprintf(stderr, "no control groups of memory can be made here: %s\n", strerror(errno));
+          return kCannotTest;
+        }
+        AtWork at_work;
+        {
+          Crowd crowd(at_work.runtime(), 6 * kStacks, kSmallStack);
+          AwaitFibersInLine();
+          at_work.ExpectEcho();
+          EXPECT_LE(crowd.arrived(), kStacks);
+          EXPECT_GT(crowd.arrived(), kStacks / 2);
+        }
+        at_work.ExpectCrowd(kStacks / 2);
+        return kFine;
+      },
+      &said);
+  if (IsSkipped()) return;
+  ExpectOneLine(said, {"RuntimeOptions::max_stack_memory", "the control group's memory limit",
+                       "raise it"});
+}
+
 }  // namespace
 }  // namespace limits_test
