@@ -46,12 +46,12 @@ def _quoted(text):
     return "'" + text.replace("'", "'\\''").replace("$", "$$") + "'"
 
 def planted_bug_tests():
-    """One test for each of PLANTED_BUGS: it passes if the bug is found.
+    """One test for each of PLANTED_BUGS: it passes if the bug is found, for what it does.
 
     All but the first of each file of the library are tagged "soak": tools/test leaves them to tools/soak.
     """
     files = {}
-    for name, (cases, case, file, old, new) in PLANTED_BUGS.items():
+    for name, (cases, case, failure, file, old, new) in PLANTED_BUGS.items():
         tags = _TAGS + (["soak"] if file in files else [])
         files[file] = True
         source = "planted_" + name + ".cc"
@@ -76,7 +76,10 @@ def planted_bug_tests():
             name = "planted_" + name + "_test",
             size = "small",
             srcs = [source],
-            args = [case],
+            args = [
+                case,
+                _quoted(failure),
+            ],
             # Compiling takes longer than finding; and what a bug leaves unused is no news.
             copts = WEFT_COPTS + ["-O0", "-w"],
             linkopts = WEFT_LINKOPTS,

@@ -1,6 +1,6 @@
 """Bugs, one each in a copy of the code that ships, which the explorer has to find.
 
-name: (cases, the case that finds it, file, what is replaced, by what).
+name: (cases, the case that finds it, what it then says, file, what is replaced, by what).
 """
 
 PLANTED_BUGS = {
@@ -8,6 +8,7 @@ PLANTED_BUGS = {
     "recheck_removed": (
         "waiting_cases",
         "EventHasTwoSetters",
+        "nobody can go on",
         "fiber/event.cc",
         "  if ((word & kSet) != 0) {\n    word_.UnlockQueue(word);\n    return absl::OkStatus();\n  }\n",
         "",
@@ -15,6 +16,7 @@ PLANTED_BUGS = {
     "unlock_after_unpark": (
         "waiting_cases",
         "EventIsDestroyedAsSoonAsTheWaitReturns",
+        "was destroyed while",
         "fiber/event.cc",
         "  word_.UnlockQueue(kSet);\n  claimed.Unpark();\n",
         "  claimed.Unpark();\n  word_.UnlockQueue(kSet);\n",
@@ -22,6 +24,7 @@ PLANTED_BUGS = {
     "store_before_lock": (
         "waiting_cases",
         "EventIsDestroyedByWhoSawItSet",
+        "use after destruction",
         "fiber/event.cc",
         "  word_.LockQueue();  // another Set() may have come first: then there is nobody to claim\n",
         "  while (!word_.TryGive(word, word | kSet)) {\n  }\n  word_.LockQueue();\n",
@@ -29,6 +32,7 @@ PLANTED_BUGS = {
     "giving_up_wakes_nobody": (
         "waiting_cases",
         "SemaphoreLetsOthersByWhenTheFirstGivesUp",
+        "nobody can go on",
         "fiber/semaphore.cc",
         "  if (waiter.is_linked) waiters_.Remove(waiter);\n  word_.UnlockQueue(GrantLocked(word, granted));\n",
         "  if (waiter.is_linked) waiters_.Remove(waiter);\n  word_.UnlockQueue(waiters_.is_empty() ? word & ~StateWord::kHasWaiters : word);\n",
@@ -36,6 +40,7 @@ PLANTED_BUGS = {
     "count_without_lock": (
         "waiting_cases",
         "WaitGroupIsDestroyedAsSoonAsTheWaitReturns",
+        "was destroyed while",
         "fiber/wait_group.cc",
         "  word_.UnlockQueue(0);\n  claimed.Unpark();\n",
         "  claimed.Unpark();\n  word_.UnlockQueue(0);\n",
@@ -43,6 +48,7 @@ PLANTED_BUGS = {
     "woken_never_cleared": (
         "waiting_cases",
         "MutexForThree",
+        "was destroyed while",
         "fiber/mutex.cc",
         "    word = word_.LockQueue() & ~kWoken;\n",
         "    word = word_.LockQueue();\n",
@@ -50,6 +56,7 @@ PLANTED_BUGS = {
     "woken_not_requeued_in_front_of_nobody": (
         "waiting_cases",
         "MutexForThree",
+        "nobody can go on",
         "fiber/mutex.cc",
         "  const bool is_to_wake = !waiters_.is_empty() && (word & kWoken) == 0;\n",
         "  const bool is_to_wake = false;\n",
@@ -58,6 +65,7 @@ PLANTED_BUGS = {
     "last_reader_wakes_nobody": (
         "primitive_cases",
         "SharedMutexForTwo",
+        "nobody can go on",
         "fiber/shared_mutex.cc",
         "  while ((word & StateWord::kHasWaiters) == 0 || word >= 2 * kReader) {\n",
         "  while (true) {\n",
@@ -65,6 +73,7 @@ PLANTED_BUGS = {
     "readers_held_back_by_nobody": (
         "primitive_cases",
         "SharedMutexWriterGivesUp",
+        "nobody can go on",
         "fiber/shared_mutex.cc",
         "  word_.UnlockQueue(Admit(word, admitted));\n",
         "  word_.UnlockQueue(writers_.is_empty() && readers_.is_empty() ? word & ~StateWord::kHasWaiters : word);\n",
@@ -72,6 +81,7 @@ PLANTED_BUGS = {
     "readers_admitted_uncounted": (
         "primitive_cases",
         "SharedMutexWithTimeouts",
+        "it is held in the end",
         "fiber/shared_mutex.cc",
         "    if (admitted.Claim(readers_, *first)) word += kReader;\n",
         "    if (!admitted.Claim(readers_, *first)) word += kReader;\n",
@@ -79,6 +89,7 @@ PLANTED_BUGS = {
     "mutex_given_up_before_linking": (
         "primitive_cases",
         "ConditionMissesNoChange",
+        "nobody can go on",
         "fiber/condition.cc",
         "  uint64_t word = word_.LockQueue();\n  Waiter& waiter = wait.Open();\n  waiters_.PushBack(waiter);\n  word_.UnlockQueue(word | StateWord::kHasWaiters);\n  mutex.unlock();\n",
         "  mutex.unlock();\n  uint64_t word = word_.LockQueue();\n  Waiter& waiter = wait.Open();\n  waiters_.PushBack(waiter);\n  word_.UnlockQueue(word | StateWord::kHasWaiters);\n",
@@ -86,6 +97,7 @@ PLANTED_BUGS = {
     "signal_spent_on_one_that_gave_up": (
         "primitive_cases",
         "ConditionLosesNoSignalToATimeout",
+        "nobody can go on",
         "fiber/condition.cc",
         "    if (claimed.Claim(waiters_, *first)) --count;\n",
         "    (void)claimed.Claim(waiters_, *first);\n    --count;\n",
@@ -93,6 +105,7 @@ PLANTED_BUGS = {
     "arrival_not_taken_back": (
         "primitive_cases",
         "BarrierWithATimeout",
+        "nobody can go on",
         "fiber/barrier.cc",
         "  word_.UnlockQueue(WordOf(static_cast<uint32_t>(word >> kArrivedShift) - 1));\n",
         "  word_.UnlockQueue(word);\n",
@@ -100,6 +113,7 @@ PLANTED_BUGS = {
     "complete_phase_taken_for_failed": (
         "primitive_cases",
         "BarrierWithATimeout",
+        "it failed for one, and passed for another",
         "fiber/barrier.cc",
         "    word_.UnlockQueue(word);\n    return absl::OkStatus();\n",
         "    word_.UnlockQueue(word);\n    return wait.StatusOf(outcome);\n",
@@ -107,6 +121,7 @@ PLANTED_BUGS = {
     "once_is_done_twice": (
         "primitive_cases",
         "OnceForThree",
+        "it was not done, or done twice",
         "fiber/once.cc",
         "  if ((word & kDone) != 0) {\n",
         "  if (false) {\n",
@@ -114,6 +129,7 @@ PLANTED_BUGS = {
     "once_unlocked_after_unpark": (
         "primitive_cases",
         "OnceIsDestroyedAsSoonAsItIsDone",
+        "was destroyed while",
         "fiber/once.cc",
         "    word_.UnlockQueue(kDone);\n",
         "    claimed.Unpark();\n    word_.UnlockQueue(kDone);\n",
@@ -122,6 +138,7 @@ PLANTED_BUGS = {
     "unpark_before_the_switch_missed": (
         "fiber_cases",
         "ParkAndUnpark",
+        "nobody can go on",
         "fiber/internal/park.h",
         "  fiber.state.store(State::kReady, std::memory_order_relaxed);\n  return false;\n",
         "  fiber.state.store(State::kParked, std::memory_order_relaxed);\n  return true;\n",
@@ -129,6 +146,7 @@ PLANTED_BUGS = {
     "unpark_takes_a_held_stack": (
         "fiber_cases",
         "ParkAndUnpark",
+        "a fiber that ends in another state than Running",
         "fiber/internal/park.cc",
         "      case State::kHeld: next = State::kHeldWoken; break;\n",
         "      case State::kHeld: next = State::kReady; break;\n",
@@ -136,6 +154,7 @@ PLANTED_BUGS = {
     "holder_forgets_the_woken": (
         "fiber_cases",
         "ParkAndUnpark",
+        "nobody can go on",
         "fiber/internal/park.cc",
         "  held.state.store(State::kReady, std::memory_order_relaxed);\n  held.scheduler->QueueReady(held);\n",
         "  held.state.store(State::kParked, std::memory_order_relaxed);\n",
@@ -144,6 +163,7 @@ PLANTED_BUGS = {
     "wait_number_dropped": (
         "fiber_cases",
         "LateTimerOfAnEarlierWait",
+        "a wait without a deadline timed out",
         "fiber/internal/wait_block.h",
         "(word_.load(std::memory_order_relaxed) | kFlagMask) + 1;",
         "word_.load(std::memory_order_relaxed) & ~kFlagMask;",
@@ -151,6 +171,7 @@ PLANTED_BUGS = {
     "word_read_after_the_deadline": (
         "fiber_cases",
         "LateTimerOfAnEarlierWait",
+        "a wait without a deadline timed out",
         "fiber/internal/park.cc",
         "  const uint64_t word = block.word.Load();\n  const int64_t deadline = block.timer.deadline_ns.load(std::memory_order_seq_cst);  // order: timer\n",
         "  const int64_t deadline = block.timer.deadline_ns.load(std::memory_order_seq_cst);\n  const uint64_t word = block.word.Load();\n",
@@ -158,6 +179,7 @@ PLANTED_BUGS = {
     "busy_timer_taken_for_filed": (
         "fiber_cases",
         "TimerIsReusedByTheNextWait",
+        "nobody can go on",
         "fiber/internal/park.cc",
         "    if (filed != DeadlineTimer::kBusyNs) return filed;\n",
         "    return filed;\n",
@@ -165,6 +187,7 @@ PLANTED_BUGS = {
     "entry_of_another_runtime_counts": (
         "fiber_cases",
         "EntryOfAnEarlierRuntime",
+        "an entry that does not count is filed anew",
         "fiber/internal/park.cc",
         "  if (block.timer.filed_by.load(std::memory_order_seq_cst) != by) {  // order: timer\n",
         "  if (false) {\n",
@@ -172,6 +195,7 @@ PLANTED_BUGS = {
     "busy_entry_taken_for_another": (
         "fiber_cases",
         "EntryOfAnEarlierRuntime",
+        "nobody can go on",
         "fiber/internal/park.cc",
         "    filed = FiledNs(block);\n    if (filed != entry_ns) return kNeverNs;\n",
         "    filed = filed_ns.load(std::memory_order_seq_cst);\n    if (filed != entry_ns) return kNeverNs;\n",
@@ -179,6 +203,7 @@ PLANTED_BUGS = {
     "cancel_not_looked_at_after_opening": (
         "fiber_cases",
         "CancellationEndsAWait",
+        "nobody can go on",
         "fiber/internal/wait.cc",
         "    if (IsBounded() && IsCancelled(*block_) && CloseUnclaimed()) return kOutcomeCancelled;\n",
         "",
@@ -186,6 +211,7 @@ PLANTED_BUGS = {
     "cancel_ends_a_lock": (
         "fiber_cases",
         "CancellationDoesNotEndALock",
+        "unlock() of one that nobody holds",
         "fiber/internal/wait.cc",
         "  if (!WaitWord::IsOpen(word) || !WaitWord::IsInterruptible(word)) return;\n",
         "  if (!WaitWord::IsOpen(word)) return;\n",
@@ -193,6 +219,7 @@ PLANTED_BUGS = {
     "join_unparks_before_done": (
         "fiber_cases",
         "JoinMeetsTheEnd",
+        "joined before the end",
         "fiber/internal/join.cc",
         "  fiber.join.store(kJoinDone, std::memory_order_release);  // order: join\n  if (is_claimed) Unpark(block);\n",
         "  if (is_claimed) Unpark(block);\n  fiber.join.store(kJoinDone, std::memory_order_release);  // order: join\n",
@@ -201,6 +228,7 @@ PLANTED_BUGS = {
     "item_moved_before_the_claim": (
         "channel_cases",
         "SendAndReceiveTimeOut",
+        "an item left whose send failed, or stayed though it was sent",
         "fiber/channel.h",
         "      internal::Waiter* receiver = ClaimFirst(receivers_, claimed);\n      if (receiver != nullptr) new (receiver->value) T(std::move(value));\n",
         "      internal::Waiter* receiver = receivers_.first();\n      if (receiver != nullptr) new (receiver->value) T(std::move(value));\n      receiver = ClaimFirst(receivers_, claimed);\n",
@@ -208,6 +236,7 @@ PLANTED_BUGS = {
     "item_of_one_who_has_given_up": (
         "channel_cases",
         "SendAndReceiveTimeOut",
+        "an item left whose send failed, or stayed though it was sent",
         "fiber/channel.cc",
         "    if (claimed.Claim(queue, *first)) return first;\n",
         "    (void)claimed.Claim(queue, *first);\n    return first;\n",
@@ -215,6 +244,7 @@ PLANTED_BUGS = {
     "channel_unlocked_after_unpark": (
         "channel_cases",
         "ChannelIsDestroyedAsSoonAsTheReceiveReturns",
+        "was destroyed while",
         "fiber/channel.h",
         "      word_.UnlockQueue(word);\n      claimed.Unpark();\n      wait.SpendTurn();\n      return attempt == Attempt::kDone ? absl::OkStatus() : ClosedForSend();\n",
         "      claimed.Unpark();\n      word_.UnlockQueue(word);\n      wait.SpendTurn();\n      return attempt == Attempt::kDone ? absl::OkStatus() : ClosedForSend();\n",
@@ -222,6 +252,7 @@ PLANTED_BUGS = {
     "who_waits_to_send_finds_no_room": (
         "channel_cases",
         "BufferOfOneForThree",
+        "nobody can go on",
         "fiber/channel.h",
         "        if (internal::Waiter* sender = ClaimFirst(senders_, claimed); sender != nullptr) {\n",
         "        if (internal::Waiter* sender = nullptr; sender != nullptr) {\n",
@@ -229,6 +260,7 @@ PLANTED_BUGS = {
     "close_forgets_the_senders": (
         "channel_cases",
         "CloseMeetsASendAndAReceive",
+        "nobody can go on",
         "fiber/channel.cc",
         "  for (WaitQueue* queue : {&receivers_, &senders_}) {\n",
         "  for (WaitQueue* queue : {&receivers_}) {\n",
@@ -236,6 +268,7 @@ PLANTED_BUGS = {
     "select_claims_itself_then_the_peer": (
         "channel_cases",
         "SelectsFaceEachOther",
+        "an item left whose send failed, or stayed though it was sent",
         "fiber/select.cc",
         "  LockAll();\n  Try(claimed);\n",
         "  if (lock_count_ > 0) {\n    wait.Open();\n    for (uint32_t i = 0; i < clauses_.size() && chosen_ == kNone; ++i) {\n      Clause& clause = *clauses_[i];\n      wait.AddClause(clause.waiter, i);\n      StateWord& lock = *clause.lock();\n      lock.LockNextQueue();\n      if ((lock.LockedWord() & StateWord::kHasWaiters) == 0) {\n        clause.LinkLocked();\n      } else if (wait.CloseUnclaimed()) {\n        (void)clause.TryLocked(claimed);\n        chosen_ = i;\n      }\n      lock.UnlockQueue(lock.LockedWord());\n    }\n    claimed.Unpark();\n    *outcome = chosen_ == kNone ? WaitForOne(wait) : chosen_;\n    if (IsFailure(*outcome)) return wait.StatusOf(*outcome);\n    for (uint32_t i = 0; i < chosen_ && chosen_ != kNone; ++i) {\n      StateWord& lock = *clauses_[i]->lock();\n      lock.LockNextQueue();\n      clauses_[i]->UnlinkLocked();\n      lock.UnlockQueue(lock.LockedWord());\n    }\n    chosen_ = *outcome & kClauseMask;\n    *outcome = 0;\n    return absl::OkStatus();\n  }\n  LockAll();\n  Try(claimed);\n",
@@ -243,6 +276,7 @@ PLANTED_BUGS = {
     "select_claims_the_peer_then_itself": (
         "channel_cases",
         "SelectsFaceEachOther",
+        "an item left whose send failed, or stayed though it was sent",
         "fiber/select.cc",
         "  LockAll();\n  Try(claimed);\n",
         "  if (lock_count_ > 0) {\n    wait.Open();\n    for (uint32_t i = 0; i < clauses_.size() && chosen_ == kNone; ++i) {\n      Clause& clause = *clauses_[i];\n      wait.AddClause(clause.waiter, i);\n      StateWord& lock = *clause.lock();\n      lock.LockNextQueue();\n      if (!clause.TryLocked(claimed)) {\n        clause.LinkLocked();\n      } else if (wait.CloseUnclaimed()) {\n        chosen_ = i;\n      }\n      lock.UnlockQueue(lock.LockedWord());\n    }\n    claimed.Unpark();\n    *outcome = chosen_ == kNone ? WaitForOne(wait) : chosen_;\n    if (IsFailure(*outcome)) return wait.StatusOf(*outcome);\n    for (uint32_t i = 0; i < chosen_ && chosen_ != kNone; ++i) {\n      StateWord& lock = *clauses_[i]->lock();\n      lock.LockNextQueue();\n      clauses_[i]->UnlinkLocked();\n      lock.UnlockQueue(lock.LockedWord());\n    }\n    chosen_ = *outcome & kClauseMask;\n    *outcome = 0;\n    return absl::OkStatus();\n  }\n  LockAll();\n  Try(claimed);\n",
@@ -250,6 +284,7 @@ PLANTED_BUGS = {
     "select_looks_and_links_under_two_locks": (
         "channel_cases",
         "SelectsFaceEachOther",
+        "nobody can go on",
         "fiber/select.cc",
         "  wait.Open();\n  LinkChannels(wait);\n  UnlockAll();\n",
         "  UnlockAll();\n  wait.Open();\n  LockAll();\n  LinkChannels(wait);\n  UnlockAll();\n",
@@ -257,6 +292,7 @@ PLANTED_BUGS = {
     "select_locks_in_its_own_order": (
         "channel_cases",
         "SelectsFaceEachOther",
+        "nobody can go on",
         "fiber/select.cc",
         "  std::sort(locks.begin(), locks.end(), std::less<>());\n",
         "",
@@ -264,6 +300,7 @@ PLANTED_BUGS = {
     "select_leaves_a_clause_linked": (
         "channel_cases",
         "SelectWithAnEvent",
+        "a select has left something linked",
         "fiber/select.cc",
         "      clauses_[i]->UnlinkLocked();\n",
         "",
@@ -271,6 +308,7 @@ PLANTED_BUGS = {
     "no_look_at_the_event_when_linking": (
         "channel_cases",
         "SelectMissesNoEvent",
+        "nobody can go on",
         "fiber/event.cc",
         "  const bool is_set = (word & kSet) != 0;\n",
         "  const bool is_set = false;\n",
@@ -279,6 +317,7 @@ PLANTED_BUGS = {
     "members_looked_at_before_the_cause": (
         "cancel_cases",
         "MemberBeginsToWait",
+        "nobody can go on",
         "fiber/internal/cancel_node.cc",
         "  cause_.store(&given_, std::memory_order_seq_cst);  // order: cancel\n  if (Member* member = members_; member != nullptr) {\n    do {\n      if (TryClaimForCancel(*member->block, member->shields)) {\n        found.members.Append(*member->block);\n      }\n      member = member->next;\n    } while (member != members_);\n  }\n",
         "  if (Member* member = members_; member != nullptr) {\n    do {\n      if (TryClaimForCancel(*member->block, member->shields)) {\n        found.members.Append(*member->block);\n      }\n      member = member->next;\n    } while (member != members_);\n  }\n  cause_.store(&given_, std::memory_order_seq_cst);  // order: cancel\n",
@@ -286,6 +325,7 @@ PLANTED_BUGS = {
     "no_look_at_the_parent": (
         "cancel_cases",
         "NodeIsMadeAsItsParentIsCancelled",
+        "nobody can go on",
         "fiber/internal/cancel_node.cc",
         "    cause = parent->cause();\n",
         "",
@@ -293,6 +333,7 @@ PLANTED_BUGS = {
     "node_is_not_kept": (
         "cancel_cases",
         "NodesAreDetachedAsTheirParentIsCancelled",
+        "use after destruction",
         "fiber/internal/cancel_node.cc",
         "    first->Ref();\n    first->next_todo_ = std::exchange(found.todo, first);\n",
         "    first->next_todo_ = std::exchange(found.todo, first);\n",
@@ -300,6 +341,7 @@ PLANTED_BUGS = {
     "no_look_at_the_token_when_linking": (
         "cancel_cases",
         "TokenIsNotMissed",
+        "nobody can go on",
         "fiber/internal/cancel_node.cc",
         "  if (cause_.load(std::memory_order_relaxed) != nullptr) return false;\n  waiters_.PushBack(waiter);\n",
         "  waiters_.PushBack(waiter);\n",
@@ -307,6 +349,7 @@ PLANTED_BUGS = {
     "stop_does_not_wait": (
         "cancel_cases",
         "CallbackIsStopped",
+        "not called once, or though it was stopped",
         "fiber/cancel.cc",
         "    MutexLock wait(state->running);\n",
         "",
@@ -314,6 +357,7 @@ PLANTED_BUGS = {
     "shield_is_not_looked_at": (
         "cancel_cases",
         "ShieldKeepsANodeOut",
+        "cancelled behind a shield",
         "fiber/internal/wait.cc",
         "  if (block.shields.load(std::memory_order_seq_cst) > shields || !block.word.TryClaim(word)) return false;  // order: cancel\n",
         "  if (!block.word.TryClaim(word)) return false;\n",
@@ -321,6 +365,7 @@ PLANTED_BUGS = {
     "child_is_done_before_it_leaves": (
         "cancel_cases",
         "ScopeGoesDownWithItsOwner",
+        "use after destruction",
         "fiber/scope.cc",
         "  node_->Leave(member);\n  Record* next = nullptr;\n",
         "  unfinished_.Done();\n  node_->Leave(member);\n  return;\n  Record* next = nullptr;\n",
@@ -329,6 +374,7 @@ PLANTED_BUGS = {
     "unlinking_forgets_an_edge": (
         "slot_cases",
         "SlotWithATimeout",
+        "nobody can go on",
         "netpoll/internal/poll_slot.h",
         "word_.compare_exchange_weak(seen, seen & kReady,\n",
         "word_.compare_exchange_weak(seen, 0,\n",
@@ -336,6 +382,7 @@ PLANTED_BUGS = {
     "ready_cleared_after_the_read": (
         "slot_cases",
         "SlotWithTwoPollers",
+        "nobody can go on",
         "netpoll/internal/poll_slot.h",
         "    uintptr_t expected = 0;\n    return word_.compare_exchange_strong(",
         "    word_.exchange(0, std::memory_order_seq_cst);\n    uintptr_t expected = 0;\n    return word_.compare_exchange_strong(",
@@ -343,6 +390,7 @@ PLANTED_BUGS = {
     "slot_claims_whatever_the_waiter_is_in": (
         "slot_cases",
         "SlotWithAWaitElsewhere",
+        "a wait for something else was ended",
         "netpoll/internal/poll_slot.h",
         "    if (BlockOf(word_.load(std::memory_order_acquire)) != &block) return false;  // order: poll-slot\n",
         "",
@@ -350,6 +398,7 @@ PLANTED_BUGS = {
     "claimed_wait_stays_linked": (
         "slot_cases",
         "DeadlineIsMovedEarlierTwice",
+        "it does not end",
         "netpoll/internal/poll_slot.h",
         "    Unlink();\n    block->outcome = outcome | clause_;\n",
         "    block->outcome = outcome | clause_;\n",
@@ -357,6 +406,7 @@ PLANTED_BUGS = {
     "deaf_wait_hears": (
         "slot_cases",
         "DeafWaitKeepsNews",
+        "news ended a deaf wait",
         "netpoll/internal/poll_slot.h",
         "    word_.exchange(reinterpret_cast<uintptr_t>(&block) | kReady,\n",
         "    word_.exchange(reinterpret_cast<uintptr_t>(&block),\n",
@@ -365,6 +415,7 @@ PLANTED_BUGS = {
     "pop_without_cas": (
         "queue_cases",
         "RingWithTwoThieves",
+        "a fiber is taken twice",
         "sched/internal/ring.h",
         "      if (head_.compare_exchange_weak(head, head + 1, std::memory_order_acq_rel,  // order: ring\n                                      std::memory_order_acquire)) {\n        return fiber;\n      }\n",
         "      head_.store(head + 1, std::memory_order_release);\n      return fiber;\n",
@@ -372,6 +423,7 @@ PLANTED_BUGS = {
     "last_one_without_cas": (
         "queue_cases",
         "DequeWithTwoThieves",
+        "a fiber is taken twice",
         "sched/internal/unstarted_deque.h",
         "      if (!top_.compare_exchange_strong(top, top + 1, std::memory_order_seq_cst,  // order: deque\n                                        std::memory_order_relaxed)) {\n        fiber = nullptr;\n      }\n",
         "      top_.store(top + 1, std::memory_order_seq_cst);\n",
@@ -379,6 +431,7 @@ PLANTED_BUGS = {
     "top_read_before_bottom_is_stored": (
         "queue_cases",
         "DequeWhoseOwnerAlsoTakesTheOldest",
+        "a fiber is taken twice",
         "sched/internal/unstarted_deque.h",
         "    bottom_.store(bottom, std::memory_order_seq_cst);  // order: deque\n    int64_t top = top_.load(std::memory_order_seq_cst);  // order: deque\n",
         "    int64_t top = top_.load(std::memory_order_seq_cst);  // order: deque\n    bottom_.store(bottom, std::memory_order_seq_cst);  // order: deque\n",
@@ -386,6 +439,7 @@ PLANTED_BUGS = {
     "grant_left_behind": (
         "queue_cases",
         "IdleWorkersMissNoPushFromOutside",
+        "nobody can go on",
         "sched/internal/idle.h",
         "      const bool is_granted = GrantsOf(word) > 0;\n",
         "      const bool is_granted = false;\n",
@@ -393,6 +447,7 @@ PLANTED_BUGS = {
     "interrupt_without_permit": (
         "queue_cases",
         "IdleWorkersMissNoPushFromOutside",
+        "nobody can go on",
         "sched/internal/futex_source.h",
         "      while (permits > 0) {\n",
         "      permits_.store(permits = 0, std::memory_order_seq_cst);\n      while (permits > 0) {\n",
@@ -400,6 +455,7 @@ PLANTED_BUGS = {
     "keeper_is_not_told": (
         "queue_cases",
         "KeeperIsToldOfAnEarlierDeadline",
+        "nobody can go on",
         "sched/internal/idle.h",
         "           keeper_ns_.load(std::memory_order_seq_cst) > deadline_ns;   // order: idle-wake\n",
         "           keeper_ns_.load(std::memory_order_seq_cst) == kNeverNs && deadline_ns != kNeverNs;\n",
@@ -407,6 +463,7 @@ PLANTED_BUGS = {
     "office_is_not_left": (
         "queue_cases",
         "KeeperLeaves",
+        "nobody can go on",
         "sched/internal/idle.h",
         "    keeper_ns_.compare_exchange_strong(deadline_ns, kNeverNs,\n",
         "    keeper_ns_.compare_exchange_strong(deadline_ns, deadline_ns,\n",
@@ -414,6 +471,7 @@ PLANTED_BUGS = {
     "all_stacks_taken_in_two_steps": (
         "queue_cases",
         "CacheIsEmptiedByOthers",
+        "a stack has two owners",
         "fiber/internal/stack_cache.h",
         "    return head_.exchange(nullptr, std::memory_order_acquire);             // order: stack-cache\n",
         "    WaitBlock* all = head_.load(std::memory_order_acquire);\n    head_.store(nullptr, std::memory_order_relaxed);\n    return all;\n",
@@ -422,6 +480,7 @@ PLANTED_BUGS = {
     "waiter_counted_apart_from_permits": (
         "poller_cases",
         "TwoInterruptsEndTwoWaits",
+        "nobody can go on",
         "netpoll/internal/poller.cc",
         "    if (permits_.compare_exchange_weak(word, waits ? word + kWaiting : word - kPermit,\n",
         "    if (waits) {\n      permits_.fetch_add(kWaiting, std::memory_order_seq_cst);\n      return true;\n    }\n    if (permits_.compare_exchange_weak(word, word - kPermit,\n",
@@ -429,6 +488,7 @@ PLANTED_BUGS = {
     "kick_for_two_not_passed_on": (
         "poller_cases",
         "TwoInterruptsEndTwoWaits",
+        "nobody can go on",
         "netpoll/internal/poller.cc",
         "  if (was_kicked && PermitsOf(next) > 0 && WaitingOf(next) > 0) backend_->Kick();\n",
         "",
@@ -436,6 +496,7 @@ PLANTED_BUGS = {
     "kick_taken_by_who_only_looks": (
         "poller_cases",
         "InterruptEndsAWaitWhoeverLooks",
+        "nobody can go on",
         "netpoll/internal/poller.cc",
         "    if (PermitsOf(word) > 0 && WaitingOf(word) > 0) backend_->Kick();\n    return;\n",
         "    (void)word;\n    return;\n",
@@ -444,6 +505,7 @@ PLANTED_BUGS = {
     "sleep_without_a_last_look": (
         "worker_cases",
         "PushesFromOutside",
+        "nobody can go on",
         "sched/internal/worker.cc",
         "  if (core_.HasFibersToFind() || queue_.has_fibers() || core_.is_stopped()) {",
         "  if (core_.is_stopped()) {",
@@ -451,13 +513,23 @@ PLANTED_BUGS = {
     "next_slot_not_looked_at": (
         "worker_cases",
         "WorkerStaysInAFiber",
+        "nobody can go on",
         "sched/internal/run_queue.h",
         "    return next_slot.load(std::memory_order_seq_cst) != nullptr ||  // order: idle-wake\n           !ring.is_empty()",
         "    return !ring.is_empty()",
     ),
+    "successor_is_taken_twice": (
+        "worker_cases",
+        "SuccessorIsWantedByTwo",
+        "what runs is not Ready",
+        "sched/internal/worker.cc",
+        "  Record* fiber = victim.next_slot.exchange(nullptr, std::memory_order_acq_rel);  // order: idle-wake\n",
+        "  Record* fiber = victim.next_slot.load(std::memory_order_acquire);\n  victim.next_slot.store(nullptr, std::memory_order_release);\n",
+    ),
     "last_searcher_wakes_nobody": (
         "worker_cases",
         "SearcherStaysInAFiber",
+        "nobody can go on",
         "sched/internal/worker.cc",
         "    if (core_.idle().StopSearching()) core_.WakeIfIdle();",
         "    (void)core_.idle().StopSearching();",
@@ -465,6 +537,7 @@ PLANTED_BUGS = {
     "overflow_drops_what_was_pushed": (
         "worker_cases",
         "QueuesOverflow",
+        "nobody can go on",
         "sched/internal/worker.cc",
         "  if (first != nullptr) core_.unstarted().PushList(first, last, count);\n",
         "  if (first != nullptr) core_.unstarted().PushList(first, first, 1);\n",
@@ -472,6 +545,7 @@ PLANTED_BUGS = {
     "old_source_not_interrupted": (
         "worker_cases",
         "SourceIsInstalled",
+        "nobody can go on",
         "sched/internal/core.cc",
         "  for (uint32_t i = 0; i < crew_.max_threads(); ++i) futex_source_.Interrupt();\n",
         "",
@@ -479,6 +553,7 @@ PLANTED_BUGS = {
     "monitor_moves_nothing": (
         "worker_cases",
         "MonitorWakesForAWorkerThatStays",
+        "nobody can go on",
         "sched/internal/monitor.cc",
         "    for (Worker* const worker : same_) core_.HandOver(worker->queue());\n",
         "",
@@ -486,6 +561,7 @@ PLANTED_BUGS = {
     "stands_with_its_fibers": (
         "worker_cases",
         "MonitorReplacesAWorkerThatBlocks",
+        "nobody can go on",
         "sched/internal/monitor.cc",
         "    if (!core_.crew().StandUp(*worker)) continue;\n    core_.HandOver(worker->queue());\n",
         "    if (!core_.crew().StandUp(*worker)) continue;\n",
@@ -493,13 +569,23 @@ PLANTED_BUGS = {
     "push_overlooks_that_it_stands": (
         "worker_cases",
         "PushesWhileMadeToStand",
+        "nobody can go on",
         "sched/internal/core.cc",
         "  if (worker.is_standing()) [[unlikely]] {",
         "  if (false) {",
     ),
+    "successor_is_handed_over_in_two_steps": (
+        "worker_cases",
+        "PushesWhileMadeToStand",
+        "a queue is left with fibers",
+        "sched/internal/core.cc",
+        "    if (Record* next = queue.next_slot.exchange(nullptr, std::memory_order_seq_cst); next != nullptr) {  // order: stand\n",
+        "    Record* next = queue.next_slot.load(std::memory_order_seq_cst);\n    queue.next_slot.store(nullptr, std::memory_order_seq_cst);\n    if (next != nullptr) {\n",
+    ),
     "takes_along_what_nobody_looks_for": (
         "worker_cases",
         "MadeToStandBetweenFibers",
+        "nobody can go on",
         "sched/internal/worker.cc",
         "  if (is_standing()) [[unlikely]] core_.HandOver(queue_);\n",
         "",
@@ -507,6 +593,7 @@ PLANTED_BUGS = {
     "blocks_with_its_fibers": (
         "worker_cases",
         "BlockingHandsOverAndComesBack",
+        "nobody can go on",
         "sched/internal/worker.cc",
         "  core_.HandOver(queue_);\n  // Somebody who is awake",
         "  // Somebody who is awake",
@@ -514,6 +601,7 @@ PLANTED_BUGS = {
     "blocker_runs_like_any_other": (
         "worker_cases",
         "BlockerIsGivenWayTo",
+        "nobody can go on",
         "sched/internal/worker.cc",
         "  if (fiber->is_blocker()) [[unlikely]] GiveWay(*fiber);\n",
         "",
@@ -521,6 +609,7 @@ PLANTED_BUGS = {
     "seat_is_kept": (
         "worker_cases",
         "BlockingHandsOverAndComesBack",
+        "nobody can go on",
         "sched/internal/crew.cc",
         "  if (!worker.TryStand()) return false;\n",
         "  if (!worker.TryStand()) return false;\n  if (free_seats_.load(std::memory_order_relaxed) == 0) return true;\n",
@@ -528,6 +617,7 @@ PLANTED_BUGS = {
     "spare_on_its_way_is_overlooked": (
         "worker_cases",
         "SpareIsPrepared",
+        "a thread was made for somebody who was there",
         "sched/internal/crew.cc",
         "  if (is_stopped_ || resting_ != nullptr) return;\n",
         "  if (is_stopped_) return;\n",
@@ -535,6 +625,7 @@ PLANTED_BUGS = {
     "monitor_sleeps_without_a_look": (
         "worker_cases",
         "MonitorSleepsOnlyWhileAllAreIdle",
+        "nobody can go on",
         "sched/internal/monitor.cc",
         "  if (IsQuiet() && is_stopped_",
         "  if (is_stopped_",
@@ -542,6 +633,7 @@ PLANTED_BUGS = {
     "monitor_is_not_waked": (
         "worker_cases",
         "MonitorSleepsOnlyWhileAllAreIdle",
+        "nobody can go on",
         "sched/internal/worker.cc",
         "  PayKeeper();\n  core_.monitor().WakeIfAsleep();\n",
         "  PayKeeper();\n",
@@ -549,6 +641,7 @@ PLANTED_BUGS = {
     "yielder_wakes_nobody": (
         "worker_cases",
         "YieldMeetsASleeper",
+        "nobody can go on",
         "sched/internal/core.cc",
         "    worker.PushReady(fiber);\n    AfterPush(worker);\n    // Only now",
         "    worker.PushReady(fiber);\n    // Only now",
@@ -556,6 +649,7 @@ PLANTED_BUGS = {
     "yielder_behind_others_wakes_nobody": (
         "worker_cases",
         "YielderGoesBehindOthers",
+        "nobody can go on",
         "sched/internal/core.cc",
         "    return;\n  }\n  WakeIfIdle();\n}\n\nvoid Core::HandOver",
         "    return;\n  }\n}\n\nvoid Core::HandOver",
@@ -563,6 +657,7 @@ PLANTED_BUGS = {
     "yielder_looks_not_who_waits": (
         "worker_cases",
         "YieldersAreSeenToWait",
+        "nobody can go on",
         "sched/internal/core.cc",
         "    if (idle_.has_others()) worker.LookWhoWaits();\n    return;\n",
         "    return;\n",
@@ -570,6 +665,7 @@ PLANTED_BUGS = {
     "who_yielded_is_dropped": (
         "worker_cases",
         "YieldLeavesTheTurnToTheThread",
+        "nobody can go on",
         "sched/internal/worker.cc",
         "  core_.inject().Push(yielded);  // not the ring: it may be a blocker\n",
         "",
@@ -577,6 +673,7 @@ PLANTED_BUGS = {
     "last_of_a_line_is_kept": (
         "worker_cases",
         "SourceIsInstalled",
+        "it does not end",
         "sched/internal/shared_queue.h",
         "      if (line.first == nullptr) line.last = nullptr;\n",
         "",
@@ -584,6 +681,7 @@ PLANTED_BUGS = {
     "next_deadline_is_forgotten": (
         "worker_cases",
         "FibersSleep",
+        "nobody can go on",
         "sched/internal/timer_queue.cc",
         "      next_due_ns_.store(wheel_.NextDue(), std::memory_order_seq_cst);",
         "      next_due_ns_.store(kNeverNs, std::memory_order_seq_cst);",
@@ -591,6 +689,7 @@ PLANTED_BUGS = {
     "rests_as_a_searcher": (
         "worker_cases",
         "SeatsAreTakenBack",
+        "nobody can go on",
         "sched/internal/worker.cc",
         "    role_ = Idle::Role::kBusy;\n    (void)core_.idle().StopSearching();\n    core_.WakeIfIdle();  // whoever relied on it\n",
         "    role_ = Idle::Role::kBusy;\n",
@@ -598,6 +697,7 @@ PLANTED_BUGS = {
     "earlier_deadline_is_not_told": (
         "worker_cases",
         "DeadlineOfAWorkerThatStays",
+        "nobody can go on",
         "sched/internal/timer_queue.cc",
         "  return is_earlier;\n}\n\nbool TimerQueue::Expire",
         "  return false;\n}\n\nbool TimerQueue::Expire",
@@ -605,6 +705,7 @@ PLANTED_BUGS = {
     "seat_taken_without_the_lock": (
         "worker_cases",
         "TwoBlockAtOnce",
+        "a seat is lost, or taken twice",
         "sched/internal/crew.cc",
         "bool Crew::TryTakeSeat(Worker& worker) {\n  std::lock_guard hold(mutex_);\n",
         "bool Crew::TryTakeSeat(Worker& worker) {\n",
@@ -612,6 +713,7 @@ PLANTED_BUGS = {
     "called_without_a_seat": (
         "worker_cases",
         "TwoBlockAtOnce",
+        "a seat is lost, or taken twice",
         "sched/internal/crew.cc",
         "      if (!CallSomebody()) break;\n      free_seats_.store(free_seats_.load(std::memory_order_relaxed) - 1, std::memory_order_seq_cst);  // order: idle-wake\n",
         "      if (!CallSomebody()) break;\n",
@@ -619,6 +721,7 @@ PLANTED_BUGS = {
     "earlier_deadline_is_told_after_the_fiber": (
         "worker_cases",
         "DeadlineOfAWorkerThatStays",
+        "nobody can go on",
         "sched/internal/core.cc",
         "  if (next == nullptr) return nullptr;\n  worker.PayKeeper();\n",
         "  if (next == nullptr) return nullptr;\n",
@@ -627,6 +730,7 @@ PLANTED_BUGS = {
     "freed_stack_is_kept": (
         "stack_cases",
         "StackComesFree",
+        "nobody can go on",
         "fiber/internal/context.cc",
         "cache.size() > StackCache::kMost || depot.HasWaiters()",
         "cache.size() > StackCache::kMost",
@@ -634,6 +738,7 @@ PLANTED_BUGS = {
     "waiter_counted_after_the_caches": (
         "stack_cases",
         "StackComesFree",
+        "nobody can go on",
         "fiber/internal/stack_line.cc",
         "    waiting_.fetch_add(1, std::memory_order_seq_cst);  // order: stack-wait\n    for (StackCache* caches = registered_; caches != nullptr; caches = caches->next_registered) {\n      for (int i = 0; i < kStackClasses; ++i) {\n        StackChain resident;\n        StackChain discarded;\n        Sort(caches[i].TakeAll(), &resident, &discarded);\n        PushLocked(resident, discarded);\n      }\n    }\n",
         "    for (StackCache* caches = registered_; caches != nullptr; caches = caches->next_registered) {\n      for (int i = 0; i < kStackClasses; ++i) {\n        StackChain resident;\n        StackChain discarded;\n        Sort(caches[i].TakeAll(), &resident, &discarded);\n        PushLocked(resident, discarded);\n      }\n    }\n    waiting_.fetch_add(1, std::memory_order_seq_cst);\n",
@@ -641,6 +746,7 @@ PLANTED_BUGS = {
     "line_looks_no_more": (
         "stack_cases",
         "StackComesFree",
+        "nobody can go on",
         "fiber/internal/stack_line.cc",
         "    if (TakeableLocked(pool, LayoutOf(cls)) > 0) {",
         "    if (false) {",
@@ -648,6 +754,7 @@ PLANTED_BUGS = {
     "given_to_nobody": (
         "stack_cases",
         "StacksForThree",
+        "nobody can go on",
         "fiber/internal/stack_pool.cc",
         "    PushLocked(resident, discarded);\n    startable = PopWaitersLocked();\n  }\n  Start(startable);\n}\n\nvoid StackDepot::Discard(",
         "    PushLocked(resident, discarded);\n    startable = nullptr;\n  }\n  Start(startable);\n}\n\nvoid StackDepot::Discard(",
@@ -656,6 +763,7 @@ PLANTED_BUGS = {
     "event_of_an_earlier_use_counts": (
         "event_cases",
         "EventOfAnEarlierSocketIsStale",
+        "an event of another socket was brought",
         "netpoll/internal/poller.cc",
         "    if (descriptor->tag() == events[i].tag) descriptor->OnEvent",
         "    descriptor->OnEvent",
@@ -663,6 +771,7 @@ PLANTED_BUGS = {
     "record_is_used_again_under_its_tag": (
         "event_cases",
         "EventOfAnEarlierSocketIsStale",
+        "an event of another socket was brought",
         "netpoll/internal/descriptor.cc",
         "  generation_.fetch_add(1, std::memory_order_relaxed);\n",
         "",
@@ -670,6 +779,7 @@ PLANTED_BUGS = {
     "late_poller_claims_another_wait": (
         "slot_cases",
         "SlotWithTwoPollersIsClosed",
+        "a wait for something else was ended",
         "netpoll/internal/poll_slot.h",
         "    if (BlockOf(word_.load(std::memory_order_acquire)) != &block) return false;  // order: poll-slot\n",
         "",
@@ -677,14 +787,24 @@ PLANTED_BUGS = {
     "late_event_ends_another_wait": (
         "event_cases",
         "TwoEventsMeetClose",
+        "a wait for something else was ended",
         "netpoll/internal/poll_slot.h",
         "    if (BlockOf(word_.load(std::memory_order_acquire)) != &block) return false;  // order: poll-slot\n",
         "",
+    ),
+    "mark_overwrites_who_waits": (
+        "event_cases",
+        "EventMeetsTheNextUseOfTheRecord",
+        "nobody can go on",
+        "netpoll/internal/poll_slot.h",
+        "    } while (!word_.compare_exchange_weak(seen, seen | kReady,\n                                          std::memory_order_seq_cst,  // order: poll-slot\n                                          std::memory_order_relaxed));\n",
+        "    } while (false);\n    word_.store(seen | kReady, std::memory_order_seq_cst);\n",
     ),
     # Sockets.
     "closed_by_two": (
         "descriptor_cases",
         "ReaderMeetsClose",
+        "it is still open, or closed twice",
         "netpoll/internal/descriptor.cc",
         "  } while (!state_.TryTake(seen, (seen | kClosing) + kRef));\n  ended_.store(kClosedByOwner, std::memory_order_seq_cst);  // order: poll-end\n\n",
         "  } while (!state_.TryTake(seen, seen | kClosing));\n  ended_.store(kClosedByOwner, std::memory_order_seq_cst);\n\n",
@@ -692,6 +812,7 @@ PLANTED_BUGS = {
     "closed_without_the_locks_of_waiters": (
         "descriptor_cases",
         "TwoReadersMeetClose",
+        "it is still open, or closed twice",
         "netpoll/internal/descriptor.cc",
         "    if (block != nullptr) Unlock(direction);\n",
         "",
@@ -699,6 +820,7 @@ PLANTED_BUGS = {
     "no_look_at_the_end_after_linking": (
         "descriptor_cases",
         "PollerEnds",
+        "nobody can go on",
         "netpoll/internal/descriptor.cc",
         "    if (descriptor_.ended_.load(std::memory_order_seq_cst) != Descriptor::kAlive &&  // order: poll-end",
         "    if (false &&",
@@ -706,6 +828,7 @@ PLANTED_BUGS = {
     "flow_is_not_handed_over": (
         "descriptor_cases",
         "FlowIsHandedOver",
+        "nobody can go on",
         "netpoll/internal/descriptor.cc",
         "    if ((seen & (kQueueLock | kHasWaiters)) != 0) return UnlockSlow(direction);",
         "    if ((seen & kQueueLock) != 0) return UnlockSlow(direction);",
@@ -713,6 +836,7 @@ PLANTED_BUGS = {
     "made_without_a_look_at_the_poller": (
         "descriptor_cases",
         "SocketIsMadeAsThePollerEnds",
+        "nobody can go on",
         "netpoll/internal/descriptor.cc",
         "  if (poller.is_stopped()) self.Orphan(poller);\n",
         "",
@@ -720,6 +844,7 @@ PLANTED_BUGS = {
     "select_looks_not_at_the_end_after_linking": (
         "descriptor_cases",
         "SelectMeetsTheEnd",
+        "nobody can go on",
         "netpoll/internal/flow_clause.cc",
         "  if (descriptor_->ended_.load(std::memory_order_seq_cst) != Descriptor::kAlive ||  // order: poll-end\n      FlowDeadline() < armed_) {\n",
         "  if (FlowDeadline() < armed_) {\n",
@@ -727,6 +852,7 @@ PLANTED_BUGS = {
     "select_looks_not_at_the_deadline_after_linking": (
         "descriptor_cases",
         "DeadlineIsMovedUnderASelect",
+        "nobody can go on",
         "netpoll/internal/flow_clause.cc",
         " ||  // order: poll-end\n      FlowDeadline() < armed_) {\n",
         ") {\n",
@@ -734,6 +860,7 @@ PLANTED_BUGS = {
     "select_looks_not_at_a_flow_got_on_the_way": (
         "descriptor_cases",
         "SelectGetsAFlowOnTheWay",
+        "nobody can go on",
         "netpoll/internal/flow_clause.cc",
         "  if (must_look_) return false;\n",
         "",
@@ -741,6 +868,7 @@ PLANTED_BUGS = {
     "select_keeps_the_flow": (
         "descriptor_cases",
         "SelectMeetsNewsAndAnEvent",
+        "nobody can go on",
         "netpoll/internal/flow_clause.cc",
         "  if (hold_ == Hold::kFlow) descriptor_->Unlock(direction_);\n",
         "",
@@ -748,6 +876,7 @@ PLANTED_BUGS = {
     "select_forgets_that_it_is_queued": (
         "descriptor_cases",
         "SelectLeavesTheQueueForAFlow",
+        "it is still open, or closed twice",
         "netpoll/internal/flow_clause.cc",
         "  descriptor_->LeaveQueue(flow(), waiter);\n",
         "",

@@ -51,10 +51,10 @@ def bugs(logs):
     names = {}
     exec(pathlib.Path("tests/model/planted_bugs.bzl").read_text(), names)
     rows = []
-    for name, (_, case, file, _, _) in names["PLANTED_BUGS"].items():
+    for name, (_, case, failure, file, _, _) in names["PLANTED_BUGS"].items():
         log = (logs / f"planted_{name}_test/test.log").read_text()
         order = int(re.search(r"found in order (\d+)", log).group(1))
-        rows.append(f"| {name.replace('_', ' ')} | `{file}` | {case} | {order:,} |")
+        rows.append(f"| {name.replace('_', ' ')} | `{file}` | {case} | {failure} | {order:,} |")
     return rows
 
 
@@ -73,7 +73,7 @@ def main():
     page = pathlib.Path("docs/correctness.md")
     text = page.read_text()
     text = with_table(text, "| case | threads | orders | of them redundant | most preemptions |\n", rows := cases(logs))
-    text = with_table(text, "| bug | in | found by | in order |\n", planted := bugs(logs))
+    text = with_table(text, "| bug | in | found by | what happens | in order |\n", planted := bugs(logs))
     page.write_text(text)
     count = len(rows) - len(TITLES)
     print(f"{sum(row.endswith('| none |') for row in rows)} of {count} cases have no bound; {len(planted)} bugs")

@@ -346,6 +346,15 @@ Case WorkerStaysInAFiber() {
           .finish = [world] { world->CheckAllRan(); }};
 }
 
+// A fiber unparks one and ends, which its own worker takes as the successor and the other as what is left lying.
+Case SuccessorIsWantedByTwo() {
+  auto world = MakeWorld(2, 2, Wakes::kEager);
+  world->Then(0, [world](ThreadState&) { world->Ready(1); });
+  world->Then(1, Ends);
+  world->core().inject().Push(world->record(0));
+  return {.threads = {world->Work(0), world->Work(1)}, .finish = [world] { world->CheckAllRan(); }};
+}
+
 // Two pushes wake one of two sleepers, who stays in what he finds first: he has to have waked the
 // other.
 Case SearcherStaysInAFiber() {
@@ -712,6 +721,7 @@ std::span<const NamedCase> Cases() {
   static constexpr NamedCase kCases[] = {
       {"PushesFromOutside", PushesFromOutside, 2},
       {"WorkerStaysInAFiber", WorkerStaysInAFiber, 3},
+      {"SuccessorIsWantedByTwo", SuccessorIsWantedByTwo, 3},
       {"SearcherStaysInAFiber", SearcherStaysInAFiber, 1},
       {"QueuesOverflow", QueuesOverflow, 2},
       {"YieldMeetsASleeper", YieldMeetsASleeper, 2},
