@@ -30,6 +30,7 @@ class [[nodiscard]] CancelCallback {
  public:
   CancelCallback() = default;
   CancelCallback(CancelCallback&&) noexcept = default;
+  // Stop() of what it had. Parks the fiber; blocks the thread when called from a plain one.
   CancelCallback& operator=(CancelCallback&& other) noexcept {
     if (this != &other) {
       Stop();
@@ -79,7 +80,8 @@ class CancelToken {
   absl::Status cause() const { return node_ == nullptr ? absl::OkStatus() : node_->cause(); }
 
   // `fn` will be called once, by whoever cancels, before Cancel() returns; at once, here, if it is cancelled already. It may
-  // park, and cancel other things; an exception that escapes it ends the process. Never blocks, but for what `fn` does.
+  // park, and cancel other things; an exception that escapes it ends the process. Throws std::bad_alloc. Never blocks, but for
+  // what `fn` does.
   CancelCallback OnCancel(absl::AnyInvocable<void()> fn) const;
 
  private:
@@ -95,7 +97,9 @@ class CancelToken {
   internal::CancelNode* node_ = nullptr;  // counted
 };
 
-// CancelSource cancels, once, all who have its token.
+// CancelSource cancels, once, what hangs on its token: scopes that were given it (ScopeOptions::cancel) with all that runs under
+// them, selects with an OnCancel() of it, callbacks. To have the token ends no other wait: who only looks at is_cancelled() notices
+// when it looks.
 //
 //   fiber::CancelSource stop;
 //   auto crawler = fiber::Spawn([token = stop.token()] { return Crawl(token); });
@@ -113,7 +117,8 @@ class CancelSource {
   CancelToken token() const { return token_; }
 
   // Cancels; when it returns, everything that hangs on it knows and all callbacks have returned. The first cause stays, so a
-  // second call, one from a callback too, does nothing: false. Never blocks, but for what callbacks do.
+  // second call, one from a callback too, does nothing: false. OK as the cause is kCancelled. Never blocks, but for what
+  // callbacks do.
   bool Cancel(const absl::Status& cause = absl::CancelledError("cancelled by its CancelSource")) {
     return token_.node_->Cancel(cause);
   }

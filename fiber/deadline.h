@@ -18,13 +18,16 @@ namespace fiber {
 // virtual one in simulation. Never blocks.
 absl::Duration Now();
 
-// Deadline is a point on the scheduler's monotonic clock, or never. It is the last parameter of every call that
-// parks and may fail, and converts from a duration:
+// Deadline is a point on the scheduler's monotonic clock, or never. It is the last parameter that you give to calls
+// that park and may fail, and converts from a duration:
 //
 //   auto n = stream.Read(buffer, absl::Seconds(2));         // two seconds for this call
 //
 //   const fiber::Deadline all = absl::Seconds(10);          // ten seconds for all three
 //   if (!slots.Acquire(1, all).ok() || !done.Wait(all).ok()) return;
+//
+// Calls without one (Scope::Wait, WithScope, ForEach, Select) are bounded by the ambient deadline: ScopeOptions::deadline,
+// DeadlineScope; Select also by OnDeadline().
 //
 // A call that would have to park, and for whose timer there is no memory, fails with kResourceExhausted.
 //

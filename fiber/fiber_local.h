@@ -40,6 +40,7 @@ class FiberLocal {
     internal::AddLocal(*slot);
     return slot->value;
   }
+  // As above. Never blocks, but for what T's constructor does.
   T* operator->() const { return &**this; }
 
  private:

@@ -243,7 +243,7 @@ concept IsClause = std::derived_from<std::remove_cvref_t<C>, Clause>;
 // kCancelled, kDeadlineExceeded (the ambient one): no clause did. kOutOfRange, kFailedPrecondition: the clause that went
 // ahead found its channel closed, and its handler takes no status, see there. kResourceExhausted: no memory for a timer.
 //
-// Parks the fiber; blocks the thread when called from a plain one. With an Otherwise clause: Never blocks.
+// Parks the fiber; blocks the thread when called from a plain one; with an Otherwise clause it waits for nobody.
 //
 // Handlers are called once nothing is locked or linked any more, in this fiber: they may park, return and throw.
 // What a clause names must exist until Select returns.
@@ -291,6 +291,7 @@ class ClauseList {
     order_.clear();
     locks_.clear();
   }
+  // Never blocks.
   size_t size() const { return owned_.size(); }
 
  private:

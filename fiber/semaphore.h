@@ -99,6 +99,7 @@ class [[nodiscard]] Permit {
   Permit(Semaphore& semaphore, int n, std::adopt_lock_t) : semaphore_(&semaphore), count_(n) {}
   Permit(Permit&& other) noexcept
       : semaphore_(other.semaphore_), count_(std::exchange(other.count_, 0)) {}
+  // Release() of what it had. Never blocks.
   Permit& operator=(Permit&& other) noexcept {
     if (this != &other) {
       Release();

@@ -22,12 +22,12 @@ using FiberId = uint64_t;
 absl::Status Sleep(Deadline deadline);
 
 // Lets others run first: the fibers of this worker that are ready to go on, or else one that it has not started yet. Stays
-// runnable; returns at once if there are none. From a plain thread: sched_yield. Never blocks.
+// runnable, and may go on on another thread; returns at once if there are none. From a plain thread: sched_yield. Never blocks.
 void Yield();
 
-// For long computations: as Yield(), if this fiber has had its worker to itself for some milliseconds and others wait for
-// it; else next to nothing: two loads behind a virtual call. Does not look whether the fiber is cancelled: see
-// CheckCancelled(). In a simulation every call yields. Nothing on a plain thread. Never blocks.
+// For long computations: as Yield(), if this fiber has had its worker to itself for some milliseconds and others wait for it;
+// else next to nothing: two loads behind a virtual call. Does not look whether the fiber is cancelled: see CheckCancelled().
+// The fiber may go on on another thread. In a simulation every call yields. Nothing on a plain thread. Never blocks.
 //
 //   for (const Row& row : rows) {
 //     Digest(row);
@@ -50,7 +50,8 @@ FiberId CurrentId();
 // ends. Never blocks.
 std::string_view CurrentName();
 
-// Names the running fiber, for messages and dumps. No effect on a plain thread. Never blocks.
+// Names the running fiber, for messages and dumps. No effect on a plain thread. Throws std::bad_alloc. Never
+// blocks.
 void SetCurrentName(std::string_view name);
 
 }  // namespace fiber

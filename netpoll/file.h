@@ -30,6 +30,8 @@
 // | kUnavailable        | anything else                                                               |
 // | kDeadlineExceeded, kCancelled | the caller's time is up, or he was cancelled                      |
 //
+// Whatever takes a path throws std::bad_alloc.
+//
 // Deadlines and cancellation are looked at before anything is begun, and between parts of a MiB. A part that was begun refers
 // to the caller's buffer, so a call that is cancelled or late asks the kernel to stop, and returns when it has: with io_uring
 // that is at once for what has not reached the device, with threads when the system call is over. Opening, listing, and reading a

@@ -28,7 +28,8 @@ struct DescriptorOf;
 }  // namespace internal
 
 // PipeStream is one end of a pipe. A Stream but for this: only the end to read can be read, only the end to write written;
-// the other call says kInvalidArgument (EBADF). CloseWrite() closes an end to write and does nothing to an end to read.
+// the other call says kInvalidArgument (EBADF). CloseWrite() closes an end to write and does nothing to an end to read;
+// one that is open both ways (a terminal) cannot be half closed: kInvalidArgument.
 // Destroying it closes it; what was written can still be read.
 //
 // Writing where nobody reads any more is kUnavailable (EPIPE), and no SIGPIPE: workers block that signal, and for plain
@@ -48,6 +49,7 @@ class PipeStream final : public Stream {
   // Closed: every call fails with kFailedPrecondition.
   PipeStream() = default;
   PipeStream(PipeStream&& other) noexcept : descriptor_(std::exchange(other.descriptor_, nullptr)) {}
+  // Close() of what it had. Never blocks.
   PipeStream& operator=(PipeStream&& other) noexcept;
   // Close(). Never blocks.
   ~PipeStream() override;

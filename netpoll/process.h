@@ -33,6 +33,7 @@ struct ProcessResult;
 // Stdio says what one of a child's standard streams is.
 class Stdio {
  public:
+  // Never block, all four.
   static Stdio Inherit() { return Stdio(Kind::kInherit, -1); }  // this process's
   static Stdio Null() { return Stdio(Kind::kNull, -1); }        // /dev/null
   static Stdio Pipe() { return Stdio(Kind::kPipe, -1); }        // a pipe, whose other end is the Process's stream
@@ -68,7 +69,7 @@ struct ProcessOptions {
   // Of RunProcess(): how many bytes it keeps of the output, and of the error output.
   size_t max_output_bytes = size_t{64} << 20;
 
-  // With pipes for what is inherited.
+  // With pipes for what is inherited. Never blocks.
   ProcessOptions WithPipes() &&;
 };
 
@@ -121,6 +122,7 @@ class Process {
   static absl::StatusOr<Process> Start(ProcessOptions options, fiber::Deadline deadline = {});
 
   Process(Process&&) noexcept;
+  // Ends what it had, as the destructor. Parks the fiber; blocks the thread when called from a plain one.
   Process& operator=(Process&&) noexcept;
   // Ends it, as said above, if it has not ended. Parks the fiber; blocks the thread when called from a plain one.
   ~Process();

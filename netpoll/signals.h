@@ -15,7 +15,7 @@ namespace netpoll {
 // Signals sends the process's signals to a channel, while it exists. A server that stops when it is told to:
 //
 //   netpoll::Signals stop({SIGTERM, SIGINT});
-//   fiber::Go([&] {
+//   const auto stopper = fiber::Spawn([&] {                       // ends before `stop` and `listener` do
 //     if (stop.received().Receive().ok()) listener.Close();       // Accept() then returns kFailedPrecondition
 //   });
 //
@@ -55,6 +55,7 @@ class Signals {
   static absl::StatusOr<Signals> Create(std::vector<int> signals, size_t capacity = kCapacity);
 
   Signals(Signals&&) noexcept;
+  // As the destructor, for what it had. Parks the fiber for a moment; blocks the thread when called from a plain one.
   Signals& operator=(Signals&&) noexcept;
   // Closes the channel. Parks the fiber for a moment; blocks the thread when called from a plain one.
   ~Signals();

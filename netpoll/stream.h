@@ -20,6 +20,7 @@ struct [[nodiscard]] IoResult {
   size_t bytes = 0;
   absl::Status status = {};
 
+  // Never blocks.
   bool ok() const { return status.ok(); }
 };
 
@@ -47,7 +48,7 @@ struct [[nodiscard]] IoResult {
 // | kResourceExhausted  | there is no memory for it, or for the timer of its deadline      | goes on               |
 //
 // Cancellation and deadlines are looked at before anything is done, so a call with a past deadline does nothing, even
-// if bytes are there; after that they end a call while it waits, and a Write also between its parts of some 100 KiB.
+// if bytes are there; after that they end a call while it waits, and a Write also between its parts, of at most 256 KiB.
 //
 // Thread safety: any fiber, any thread. One call reads and one writes at a time, others queue behind it in order of
 // arrival: a Write is never interleaved with another, however many pieces it takes.
@@ -56,9 +57,9 @@ class Stream {
  public:
   virtual ~Stream() = default;
 
-  // Reads what is there: at least 1 byte, at most buffer.size(). Returns how many. Parks the fiber while there is
-  // nothing; blocks the thread when called from a plain one. An empty buffer reads 0 at once, whatever the deadline.
-  // Errors as above.
+  // Reads what is there: at least 1 byte, at most buffer.size(), and 256 KiB from sockets and pipes. Returns how many. Parks
+  // the fiber while there is nothing; blocks the thread when called from a plain one. An empty buffer reads 0 at once, whatever
+  // the deadline. Errors as above.
   absl::StatusOr<size_t> Read(std::span<char> buffer, fiber::Deadline deadline = {}) {
     return DoRead(buffer, deadline);
   }

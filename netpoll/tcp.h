@@ -60,8 +60,9 @@ class TcpStream final : public Stream {
   // last or as soon as that has failed; the first that answers is taken (RFC 8305), and nothing is left of the others. Parks
   // the fiber until the peer has answered. kUnavailable: refused or unreachable, ErrnoOf() says which; or no name server
   // answers; kNotFound: there is no such name; kDeadlineExceeded, kCancelled; kInvalidArgument: neither an address nor a
-  // name; kResourceExhausted: descriptors, ports, memory, epoll watches: the message names
-  // the limit; kFailedPrecondition: called from a plain thread, or by a fiber of a simulation, which has no sockets. With a
+  // name, no such service, or this host has no such family (EAFNOSUPPORT); kResourceExhausted: descriptors, ports, memory, epoll
+  // watches: the message names the limit; of several addresses none of which answers, the code and errno of the first that failed,
+  // and a message of all; kFailedPrecondition: called from a plain thread, or by a fiber of a simulation, which has no sockets. With a
   // name, throws std::bad_alloc.
   static absl::StatusOr<TcpStream> Connect(std::string_view host_port, fiber::Deadline deadline = {});
   static absl::StatusOr<TcpStream> Connect(const Address& address, fiber::Deadline deadline = {});
@@ -76,6 +77,7 @@ class TcpStream final : public Stream {
   // Closed: every call fails with kFailedPrecondition.
   TcpStream() = default;
   TcpStream(TcpStream&& other) noexcept : descriptor_(std::exchange(other.descriptor_, nullptr)) {}
+  // Close() of what it had. Never blocks.
   TcpStream& operator=(TcpStream&& other) noexcept;
   // Close(). Never blocks.
   ~TcpStream() override;
@@ -135,6 +137,7 @@ class TcpListener final : public Listener {
   TcpListener() = default;
   TcpListener(TcpListener&& other) noexcept
       : descriptor_(std::exchange(other.descriptor_, nullptr)) {}
+  // Close() of what it had. Never blocks.
   TcpListener& operator=(TcpListener&& other) noexcept;
   // Close(). Never blocks.
   ~TcpListener() override;

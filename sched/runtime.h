@@ -19,23 +19,25 @@ namespace sched {
 
 // RuntimeOptions describes a runtime.
 struct RuntimeOptions {
-  // Worker threads. 0: the environment's WEFT_WORKERS, else the smaller of the CPUs this process may run on and the
-  // tightest CPU quota of its control groups, rounded up. More than 1024, or a WEFT_WORKERS that is no number, ends the
-  // process. One worker is no substitute for a mutex: beside one that blocks, or computes for long, a spare thread runs.
+  // Worker threads. 0: the environment's WEFT_WORKERS, else the smaller of the CPUs this process may run on and the tightest
+  // CPU quota of its control groups, rounded up. Less than 0 or more than 1024, or a WEFT_WORKERS that is no number from 1 to
+  // 1024, ends the process. One worker is no substitute for a mutex: beside one that blocks, or computes for long, a spare
+  // thread runs.
   int workers = 0;
   // Threads at most that run fibers or are held up by them: fiber::Blocking, system calls, computations without an end.
-  // When it is reached the other fibers wait, which is said in the log. At most 16384; with no more than `workers` there are
-  // no spare threads.
+  // When it is reached the other fibers wait, which is said in the log. From 1 to 16384, or the process ends; with no more than
+  // `workers` there are no spare threads.
   int max_threads = 512;
   // How long Run() and ~Runtime wait for cancelled fibers before they name the survivors and end the process.
   absl::Duration drain = absl::Seconds(10);
   // Stack of fibers that ask for none; rounded up to a class (64 KiB, 256 KiB, 1 MiB, 8 MiB). Address space only:
-  // pages are committed as they are touched. Multiplied by four in sanitizer builds, whose frames are larger.
+  // pages are committed as they are touched. More than 8 MiB ends the process. Up to four times as much in sanitizer builds, whose
+  // frames are larger; what FiberOptions asks for is taken as it is.
   size_t default_stack_bytes = size_t{256} << 10;
-  // Bound on the memory of stacks, in bytes: one page is counted for each that a fiber has, or that keeps its pages for
-  // the next. Fibers beyond it wait unstarted until others end, which is said in the log. 0: half of the tightest memory
-  // limit of the control groups, or none if there is none. Stacks belong to the process: the runtime that was made last
-  // says for all.
+  // Bound on the memory of stacks, in bytes: one page is counted for each that a fiber has, or that keeps its pages for the
+  // next. Fibers beyond it wait unstarted until others end, which is said in the log. 0: half of the tightest memory limit of
+  // the control groups, or none if there is none. Less than a page (4096) ends the process. Stacks belong to the process: the
+  // runtime that was made last says for all.
   size_t max_stack_memory = 0;
   // Wake an idle worker at once for every fiber that becomes runnable. Otherwise those that its own worker makes runnable
   // may wait some 20 us for it to come by, so that workers are not woken for what is gone before they come; and if it
@@ -70,7 +72,8 @@ class Core;
 }
 
 // Runtime runs fibers on worker threads, for programs that keep their own main loop. Several may coexist, and be
-// started and stopped repeatedly. sched::Run() is all that most programs need.
+// started and stopped repeatedly. sched::Run() is all that most programs need. What the first one changes in the process (signals,
+// limits) stands in README.md, Limits.
 //
 //   sched::Runtime runtime({.workers = 2});
 //   auto answer = runtime.Spawn([] { return Compute(); });      // from any thread

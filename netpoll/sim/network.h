@@ -3,10 +3,13 @@
 // A network in memory: what is written against Stream and Listener is tested without sockets, on
 // the simulated clock or on a real one, and things go wrong as a seed says.
 //
-//   netpoll::sim::Network network({.faults = {.max_delay = absl::Milliseconds(50), .short_read =
-//   0.5}}); auto listener = network.Listen("server:7000"); auto server = fiber::Spawn([&] { return
-//   Serve(*listener); }); auto stream = network.Connect("server:7000", absl::Seconds(1)); if
-//   (!stream.ok()) return stream.status(); … listener->Close();
+//   netpoll::sim::Network network({.faults = {.max_delay = absl::Milliseconds(50), .short_read = 0.5}});
+//   auto listener = network.Listen("server:7000");
+//   auto server = fiber::Spawn([&] { return Serve(*listener); });
+//   auto stream = network.Connect("server:7000", absl::Seconds(1));
+//   if (!stream.ok()) return stream.status();
+//   …
+//   listener->Close();
 #ifndef WEFT_NETPOLL_SIM_NETWORK_H_
 #define WEFT_NETPOLL_SIM_NETWORK_H_
 

@@ -42,7 +42,8 @@ namespace {
 
 StackClass DefaultClass(size_t bytes) {
 #if defined(WEFT_ASAN) || defined(WEFT_TSAN)
-  bytes *= 4;
+  constexpr size_t kMost = fiber::internal::kStackClassBytes[fiber::internal::kStackClasses - 1];
+  if (bytes <= kMost) bytes = std::min(4 * bytes, kMost);
 #endif
   return fiber::internal::StackClassFor(bytes);
 }
