@@ -60,7 +60,8 @@ struct Stats {
   uint64_t fibers_live = 0;     // spawned and not ended
   uint64_t steals = 0;          // times a worker took another's fibers
   uint64_t worker_wakes = 0;    // times an idle worker was woken on purpose
-  // Times a fiber that computed, or seemed to, since its thread had lost its CPU, got a spare thread beside it.
+  // Times a fiber that computed, or seemed to, since its thread had lost its CPU, held up all others: it got a spare thread beside
+  // it, unless max_threads forbids those.
   uint64_t stalls_spinning = 0;
   // Times one that blocked its thread did, without fiber::Blocking. Of a fiber that did so when it ran last, for which others
   // were given its place beforehand: times it blocked for RuntimeOptions::stall_after.

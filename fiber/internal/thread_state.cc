@@ -196,6 +196,12 @@ int64_t MonotonicNs() {
   return now.tv_sec * int64_t{1'000'000'000} + now.tv_nsec;
 }
 
+int64_t ThreadCpuNs() {
+  timespec used;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);  // cannot fail for this clock
+  return used.tv_sec * int64_t{1'000'000'000} + used.tv_nsec;
+}
+
 int64_t NowNs() {
   ThreadState& thread = ThisThread();
   return thread.scheduler != nullptr ? thread.scheduler->NowNs() : MonotonicNs();

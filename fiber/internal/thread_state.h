@@ -115,6 +115,9 @@ uint32_t ChooseBelow(uint32_t n);
 
 // The machine's monotonic clock.
 int64_t MonotonicNs();
+
+// What the calling thread has used of its CPU. A system call, some 300 ns.
+int64_t ThreadCpuNs();
 // The clock of the caller's scheduler.
 int64_t NowNs();
 

@@ -124,6 +124,10 @@ void Crew::Forget(Worker& worker) {
   Worker** link = &resting_;
   while (*link != &worker) link = &(*link)->next_resting;
   *link = worker.next_resting;
+  // Who has ended before keeps his stack until he is joined, and nobody may need a thread for long.
+  for (const auto& other : workers_) {
+    if (other->mode() == Worker::Mode::kGone) (void)other->IsThreadGone();
+  }
   worker.Leave();
   threads_.store(threads_.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
   CountQueues();

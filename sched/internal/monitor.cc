@@ -28,6 +28,7 @@ Monitor::Monitor(Core& core) : core_(core), reporter_(core.options().on_stall) {
 void Monitor::Reserve() {
   views_.reserve(core_.crew().max_threads());
   same_.reserve(core_.crew().max_threads());
+  late_.reserve(core_.crew().max_threads());
   culprits_.reserve(2 * size_t{core_.crew().max_threads()});  // of its last run and of this one
 }
 
@@ -106,8 +107,10 @@ bool Monitor::IsAnythingDue(int64_t now_ns) const { return core_.HasFibers() || 
 
 int64_t Monitor::Tick(int64_t now_ns) {
   same_.clear();
+  late_.clear();
   is_anyone_moving_ = false;
   core_.crew().ForEach([this, now_ns](Worker& worker) { Look(worker, now_ns); });
+  AccuseStanding(now_ns);
 
   if (!culprits_.empty()) ReportCulprits(now_ns);
 
@@ -177,7 +180,19 @@ void Monitor::Look(Worker& worker, int64_t now_ns) {
     worker.queue().slice_over.store(runs, std::memory_order_relaxed);
     same_.push_back(&worker);
   } else if (!view.is_accused && now_ns - view.since_ns >= absl::ToInt64Nanoseconds(core_.options().stall_after)) {
-    Accuse(worker, view, Stall::Kind::kBlocked, now_ns);
+    late_.push_back(&worker);
+  }
+}
+
+// Who gave way beforehand, and has blocked for long.
+void Monitor::AccuseStanding(int64_t now_ns) {
+  for (Worker* const worker : late_) {
+    const Crew::Pinned pinned(core_.crew(), *worker);
+    if (pinned.state() == nullptr) continue;
+    View& view = ViewOf(*worker);
+    // Without a look at /proc: such fibers may be many.
+    if (!StandsStill(ThreadProbe(worker->thread(), worker->thread_id(), *pinned.state()), view)) continue;
+    Accuse(*worker, view, Stall::Kind::kBlocked, now_ns);
   }
 }
 
@@ -192,8 +207,7 @@ void Monitor::Accuse(Worker& worker, View& view, Stall::Kind kind, int64_t now_n
                        .stood_ns = now_ns,
                        .first_cpu_ns = view.first_cpu_ns,
                        .cpu_ns = -1,
-                       .tries = 0,
-                       .is_wanted = false});
+                       .tries = 0});
 }
 
 void Monitor::Count(Stall::Kind kind) {
@@ -222,13 +236,20 @@ void Monitor::PollForOthers(int64_t now_ns) {
 // Nobody can come instead of those who stay in their fibers; who goes on takes what waits behind them. True: some have
 // not been there for long enough.
 bool Monitor::RelieveWithoutSpares(int64_t now_ns) {
-  if (!is_anyone_moving_) return false;
   const int64_t stall_after = absl::ToInt64Nanoseconds(core_.options().stall_after);
   bool is_urgent = false;
   for (Worker* const worker : same_) {
-    if (now_ns - ViewOf(*worker).since_ns >= stall_after) {
+    View& view = ViewOf(*worker);
+    if (now_ns - view.since_ns < stall_after) {
+      is_urgent = true;
+    } else if (is_anyone_moving_) {
       core_.HandOver(worker->queue());
-    } else {
+    } else if (!view.is_accused) {
+      const Crew::Pinned pinned(core_.crew(), *worker);
+      if (pinned.state() == nullptr) continue;
+      const bool is_first_look = view.cpu_ns < 0;
+      const bool is_blocked = IsBlocked(*worker, *pinned.state(), view);
+      if (!is_first_look) Accuse(*worker, view, is_blocked ? Stall::Kind::kBlocked : Stall::Kind::kSpinning, now_ns);
       is_urgent = true;
     }
   }
@@ -280,7 +301,8 @@ bool Monitor::Relieve(int64_t now_ns) {
   if (has_blocked) {
     burst_ = now_ns - blocked_ns_ < kBurstNs ? std::min(2 * burst_, kMostAtOnce) : 1;
     blocked_ns_ = now_ns;
-    if (const int32_t more = std::min(burst_ - stood_up, kMostAtOnce - extra_seats_); more > 0) {
+    const auto can_be_had = static_cast<int32_t>(core_.crew().max_threads() - core_.crew().threads());
+    if (const int32_t more = std::min({burst_ - stood_up, kMostAtOnce - extra_seats_, can_be_had}); more > 0) {
       core_.crew().AddSeats(more);
       extra_seats_ += more;
     }
@@ -315,10 +337,7 @@ bool Monitor::Report(Culprit& culprit, int64_t now_ns) {
   fiber::internal::Record* const fiber = state.current;
   bool is_told = fiber == nullptr;
   try {
-    if (!is_told && !culprit.is_wanted) {
-      culprit.is_wanted = reporter_.Wants(fiber::internal::IdentifyUnheld(*fiber).site, now_ns);
-      is_told = !culprit.is_wanted;
-    }
+    if (!is_told) is_told = !reporter_.Wants(fiber::internal::IdentifyUnheld(*fiber).site, now_ns);
     if (!is_told) {
       const ThreadProbe probe(worker.thread(), worker.thread_id(), state);
       std::optional<Stall> stall;
@@ -330,7 +349,7 @@ bool Monitor::Report(Culprit& culprit, int64_t now_ns) {
         is_told = true;  // it has gone on, and what was seen may be another
       } else if (stall.has_value()) {
         if (culprit.kind == Stall::Kind::kBlocked) fiber->set_blocker(true);
-        reporter_.Tell(*std::move(stall));
+        reporter_.Tell(*std::move(stall), now_ns);
       }
     }
   } catch (const std::bad_alloc&) {
@@ -355,12 +374,16 @@ bool Monitor::IsItsDoing(Culprit& culprit, const ThreadProbe& probe) {
 }
 
 // The second look at it that finds its clock where it was.
-bool Monitor::IsBlocked(const Worker& worker, const fiber::internal::ThreadState& state, View& view) {
-  const ThreadProbe probe(worker.thread(), worker.thread_id(), state);
+bool Monitor::StandsStill(const ThreadProbe& probe, View& view) {
   const int64_t before = view.cpu_ns;
   view.cpu_ns = probe.CpuNs();
   if (before < 0) view.first_cpu_ns = view.cpu_ns;
-  if (before < 0 || view.cpu_ns != before) return false;
+  return before >= 0 && view.cpu_ns == before;
+}
+
+bool Monitor::IsBlocked(const Worker& worker, const fiber::internal::ThreadState& state, View& view) {
+  const ThreadProbe probe(worker.thread(), worker.thread_id(), state);
+  if (!StandsStill(probe, view)) return false;
   const char letter = probe.State();
   return letter != 'R' && letter != '?';  // not to be known: no descriptor for /proc, say
 }

@@ -14,6 +14,8 @@
 //   its thread computes         when that has lasted for RuntimeOptions::stall_after, its queue is moved, and if nobody else
 //                               who is seated moves on, it stands likewise: more threads than CPUs would only share these
 //
+// Where there may be no spare threads nobody stands, but who holds up all others is told of all the same.
+//
 // And if somebody is idle though fibers wait in the shared queues, or a timer is overdue, at the second look he is woken, whoever
 // holds up whom.
 //
@@ -106,7 +108,6 @@ class Monitor {
     int64_t first_cpu_ns;
     int64_t cpu_ns;  // when it was last to be told of; -1: never
     int tries;
-    bool is_wanted;
   };
 
   static void* Entry(void* monitor);
@@ -123,6 +124,8 @@ class Monitor {
   void Count(Stall::Kind kind);
   bool Relieve(int64_t now_ns);
   bool RelieveWithoutSpares(int64_t now_ns);
+  void AccuseStanding(int64_t now_ns);
+  static bool StandsStill(const ThreadProbe& probe, View& view);
   static bool IsBlocked(const Worker& worker, const fiber::internal::ThreadState& state, View& view);
   void ReportCulprits(int64_t now_ns);
   bool Report(Culprit& culprit, int64_t now_ns);
@@ -141,6 +144,7 @@ class Monitor {
   // The monitor's thread only.
   std::vector<View> views_;        // by Worker::index
   std::vector<Worker*> same_;      // in the run they were in a tick ago
+  std::vector<Worker*> late_;  // who gave way beforehand, and has been in this run for stall_after
   std::vector<Culprit> culprits_;  // made to stand, and to be told of
   bool is_anyone_moving_ = false;  // who is seated, and has come to a scheduling point since
   int64_t interval_ns_ = kFastNs;

@@ -9,22 +9,26 @@
 
 namespace sched::internal {
 
-// File names are literals: those of one place are one pointer, but for templates that several files instantiate, which are
-// then reported once for each.
-bool StallLog::ShouldReport(const std::source_location& site, int64_t now_ns) {
-  Reported* oldest = &sites_[0];
-  for (Reported& reported : sites_) {
+// Where to note that `site` is reported; -1: it is not to be. File names are literals: those of one place are one pointer, but for
+// templates that several files instantiate, which are then reported once for each.
+int StallLog::PlaceFor(const std::source_location& site, int64_t now_ns) const {
+  size_t oldest = 0;
+  for (size_t i = 0; i < kSites; ++i) {
+    const Reported& reported = sites_[i];
     if (reported.file == site.file_name() && reported.line == site.line() && reported.column == site.column()) {
-      if (now_ns - reported.at_ns < kIntervalNs) return false;
-      reported.at_ns = now_ns;
-      return true;
+      return now_ns - reported.at_ns < kIntervalNs ? -1 : static_cast<int>(i);
     }
-    if (oldest->file == nullptr) continue;
-    if (reported.file == nullptr || reported.at_ns < oldest->at_ns) oldest = &reported;
+    if (sites_[oldest].file == nullptr) continue;
+    if (reported.file == nullptr || reported.at_ns < sites_[oldest].at_ns) oldest = i;
   }
-  if (oldest->file != nullptr && now_ns - oldest->at_ns < kIntervalNs) return false;
-  *oldest = {.file = site.file_name(), .line = site.line(), .column = site.column(), .at_ns = now_ns};
-  return true;
+  if (sites_[oldest].file != nullptr && now_ns - sites_[oldest].at_ns < kIntervalNs) return -1;
+  return static_cast<int>(oldest);
+}
+
+void StallLog::NoteReported(const std::source_location& site, int64_t now_ns) {
+  const int place = PlaceFor(site, now_ns);
+  if (place < 0) return;
+  sites_[place] = {.file = site.file_name(), .line = site.line(), .column = site.column(), .at_ns = now_ns};
 }
 
 void WriteStall(const Stall& stall) {

@@ -19,8 +19,10 @@ class StallLog {
   static constexpr int64_t kIntervalNs = 60'000'000'000;
   static constexpr size_t kSites = 64;
 
-  // Whether a stall of a fiber spawned at `site` is to be reported now; if so, it counts as reported. Never blocks.
-  bool ShouldReport(const std::source_location& site, int64_t now_ns);
+  // Whether a stall of a fiber spawned at `site` is to be reported now. Never blocks.
+  bool ShouldReport(const std::source_location& site, int64_t now_ns) const { return PlaceFor(site, now_ns) >= 0; }
+  // It was. Never blocks.
+  void NoteReported(const std::source_location& site, int64_t now_ns);
 
  private:
   struct Reported {
@@ -29,6 +31,8 @@ class StallLog {
     uint32_t column = 0;
     int64_t at_ns = 0;
   };
+  int PlaceFor(const std::source_location& site, int64_t now_ns) const;
+
   Reported sites_[kSites];
 };
 

@@ -25,11 +25,13 @@ StallReporter::~StallReporter() {
   Speak();  // what there was no thread for
 }
 
-void StallReporter::Tell(Stall stall) {
+void StallReporter::Tell(Stall stall, int64_t now_ns) {
   {
     std::lock_guard hold(mutex_);
     if (waiting_.size() >= kMostWaiting) return;
+    const std::source_location site = stall.site;
     waiting_.push_back(std::move(stall));
+    if (hook_ == nullptr) log_.NoteReported(site, now_ns);
     if (is_speaking_) return;
     is_speaking_ = true;
   }

@@ -33,12 +33,12 @@ class StallReporter {
   StallReporter& operator=(const StallReporter&) = delete;
 
   // Whether to ask for a stall's details, which costs the culprit a signal: a hook wants all of them.
-  bool Wants(const std::source_location& site, int64_t now_ns) {
+  bool Wants(const std::source_location& site, int64_t now_ns) const {
     if (hook_ != nullptr) return true;
     return is_logging_ && log_.ShouldReport(site, now_ns);
   }
-  // Never blocks. More than kMostWaiting that wait to be told are not told.
-  void Tell(Stall stall);
+  // Never blocks. More than kMostWaiting that wait to be told are not told. Throws std::bad_alloc.
+  void Tell(Stall stall, int64_t now_ns);
 
  private:
   static constexpr size_t kMostWaiting = 256;

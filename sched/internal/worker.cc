@@ -297,13 +297,16 @@ void Worker::GiveWay(Record& fiber) {
   if (!core_.crew().has_spares()) return;
   blocker_ = &fiber;
   blocker_since_ns_ = fiber::internal::MonotonicNs();
+  blocker_cpu_ns_ = fiber::internal::ThreadCpuNs();
   BeginBlocking();
   queue_.maintenance_at.store(tick_, std::memory_order_relaxed);  // from its next scheduling point this thread comes back
 }
 
-// It has not blocked this time: no blocker any more. The record may be another's by now, who loses a hint at most.
+// It has not blocked this time, though it may have computed for long: no blocker any more. The record may be another's by now, who
+// loses a hint at most.
 void Worker::LookBack() {
-  if (fiber::internal::MonotonicNs() - blocker_since_ns_ < kBlockedNs) blocker_->set_blocker(false);
+  const int64_t computed_ns = fiber::internal::ThreadCpuNs() - blocker_cpu_ns_;
+  if (fiber::internal::MonotonicNs() - blocker_since_ns_ - computed_ns < kBlockedNs) blocker_->set_blocker(false);
   blocker_ = nullptr;
 }
 

@@ -139,7 +139,7 @@ class Worker {
   static constexpr size_t kMostTakenAtOnce = 32;
   // From so many on the shared queue is served as the own one is, by the handful.
   static constexpr size_t kLongLine = 8;
-  // Who keeps its worker for less has not blocked. Monitor::kFastNs: to wake another is worth that.
+  // Who waits in the kernel for less has not blocked. Monitor::kFastNs: to wake another is worth that.
   static constexpr int64_t kBlockedNs = 200'000;
   static constexpr int kSearchRounds = fiber::internal::kIsModel ? 1 : 4;
 
@@ -198,6 +198,7 @@ class Worker {
   bool owes_keeper_ = false;
   Record* blocker_ = nullptr;     // that it ran last, without a seat
   int64_t blocker_since_ns_ = 0;
+  int64_t blocker_cpu_ns_ = 0;
   uint64_t random_;
 };
 

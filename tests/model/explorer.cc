@@ -442,6 +442,7 @@ uint32_t ChooseBelow(uint32_t n) { return model::ChooseBelow(n); }
 
 int64_t MonotonicNs() { return model::clock_ns(); }
 int64_t NowNs() { return model::clock_ns(); }
+int64_t ThreadCpuNs() { return 0; }
 
 // No fiber of a case is bound to its thread.
 void ParkBound(Record&) { model::Check(false, "a bound fiber"); }

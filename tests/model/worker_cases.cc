@@ -804,10 +804,10 @@ ThreadProbe::ThreadProbe(pthread_t, pid_t, const fiber::internal::ThreadState& s
 int64_t ThreadProbe::CpuNs() const { return 0; }
 char ThreadProbe::State() const { return 'S'; }
 std::optional<Stall> ThreadProbe::Describe(Stall::Kind, absl::Duration, absl::Duration) const { return std::nullopt; }
-bool StallLog::ShouldReport(const std::source_location&, int64_t) { return false; }
+int StallLog::PlaceFor(const std::source_location&, int64_t) const { return -1; }
 StallReporter::StallReporter(Hook hook) : hook_(std::move(hook)), is_logging_(false) {}
 StallReporter::~StallReporter() = default;
-void StallReporter::Tell(Stall) {}
+void StallReporter::Tell(Stall, int64_t) {}
 
 void Trimmer::Step(int64_t, uint64_t) {}
 int64_t Trimmer::NextDue(int64_t, uint64_t) const { return kNeverNs; }

@@ -418,6 +418,33 @@ TEST(ReleaseTest, ADescriptorIsReleasedWhileOtherRuntimesEnd) {
   others.join();
 }
 
+// No timer is armed and nobody is ready: only who polls for the worker finds that something is due.
+TEST(HeldUpTest, AnEventReachesItsFiberWhileTheOnlyWorkerIsHeldUp) {
+  for (const bool is_blocked : {true, false}) {
+    sched::Run({.workers = 1}, [is_blocked] {
+      RawPair pair = ConnectedToRaw();
+      std::atomic<bool> is_held_up{false};
+      std::atomic<bool> has_read{false};
+      auto reader = fiber::Spawn([&] {
+        char byte[1];
+        EXPECT_TRUE(pair.stream.Read(byte).ok());
+        has_read = true;
+      });
+      WaitUntilParked(reader);
+      std::thread peer([&] {
+        while (!is_held_up) std::this_thread::yield();
+        pair.peer.Send("x");
+      });
+      is_held_up = true;
+      while (!has_read) {
+        if (is_blocked) usleep(1000);
+      }
+      peer.join();
+      reader.Join();
+    });
+  }
+}
+
 // A child shares the parent's epoll instance: its destructors must not unregister the parent's sockets.
 TEST(ForkTest, AChildThatClosesItsCopiesDoesNotSilenceTheParent) {
   sched::Run({.workers = 1}, [] {

@@ -444,23 +444,38 @@ TEST_F(StallProbeTest, AThreadThatHasEndedHasNeitherAClockNorAState) {
 
 constexpr int64_t kMinuteNs = StallLog::kIntervalNs;
 
-TEST(StallLogTest, TheFirstOfASiteIsReportedThenOneAMinute) {
+bool Report(StallLog& log, const std::source_location& site, int64_t now_ns) {
+  if (!log.ShouldReport(site, now_ns)) return false;
+  log.NoteReported(site, now_ns);
+  return true;
+}
+
+TEST(StallLogTest, WhatIsNotReportedAfterAllIsReportedTheNextTime) {
   StallLog log;
   const auto site = std::source_location::current();
   EXPECT_TRUE(log.ShouldReport(site, 5));
-  EXPECT_FALSE(log.ShouldReport(site, 6));
-  EXPECT_FALSE(log.ShouldReport(site, 4 + kMinuteNs));
-  EXPECT_TRUE(log.ShouldReport(site, 5 + kMinuteNs));
-  EXPECT_FALSE(log.ShouldReport(site, 6 + kMinuteNs));
+  EXPECT_TRUE(log.ShouldReport(site, 6));
+  EXPECT_TRUE(Report(log, site, 7));
+  EXPECT_FALSE(log.ShouldReport(site, 8));
+}
+
+TEST(StallLogTest, TheFirstOfASiteIsReportedThenOneAMinute) {
+  StallLog log;
+  const auto site = std::source_location::current();
+  EXPECT_TRUE(Report(log, site, 5));
+  EXPECT_FALSE(Report(log, site, 6));
+  EXPECT_FALSE(Report(log, site, 4 + kMinuteNs));
+  EXPECT_TRUE(Report(log, site, 5 + kMinuteNs));
+  EXPECT_FALSE(Report(log, site, 6 + kMinuteNs));
 }
 
 TEST(StallLogTest, SitesAreReportedEachByItself) {
   StallLog log;
   const auto one = std::source_location::current();
   const auto other = std::source_location::current();
-  EXPECT_TRUE(log.ShouldReport(one, 0));
-  EXPECT_TRUE(log.ShouldReport(other, 0));
-  EXPECT_FALSE(log.ShouldReport(one, 1));
+  EXPECT_TRUE(Report(log, one, 0));
+  EXPECT_TRUE(Report(log, other, 0));
+  EXPECT_FALSE(Report(log, one, 1));
 }
 
 // Of as many places as one likes: the compiler makes one a place only. As the C++ library lays them out.
@@ -481,15 +496,15 @@ TEST(StallLogTest, WithMoreSitesThanItHoldsTheOthersWaitUntilOneIsAMinuteOld) {
   for (size_t i = 0; i < sites.size(); ++i) sites[i].line = static_cast<uint32_t>(i);
   int64_t now_ns = 0;
   for (size_t i = 0; i < StallLog::kSites; ++i) {
-    EXPECT_TRUE(log.ShouldReport(sites[i].site(), ++now_ns)) << i;
+    EXPECT_TRUE(Report(log, sites[i].site(), ++now_ns)) << i;
   }
   const MadeUpSite& one = sites[StallLog::kSites];
   const MadeUpSite& other = sites[StallLog::kSites + 1];
-  EXPECT_FALSE(log.ShouldReport(one.site(), kMinuteNs));
-  EXPECT_TRUE(log.ShouldReport(one.site(), 1 + kMinuteNs)) << "in the place of the first";
-  EXPECT_FALSE(log.ShouldReport(other.site(), 1 + kMinuteNs));
-  EXPECT_FALSE(log.ShouldReport(sites[0].site(), 1 + kMinuteNs));
-  EXPECT_TRUE(log.ShouldReport(sites[1].site(), 2 + kMinuteNs)) << "it is there still";
+  EXPECT_FALSE(Report(log, one.site(), kMinuteNs));
+  EXPECT_TRUE(Report(log, one.site(), 1 + kMinuteNs)) << "in the place of the first";
+  EXPECT_FALSE(Report(log, other.site(), 1 + kMinuteNs));
+  EXPECT_FALSE(Report(log, sites[0].site(), 1 + kMinuteNs));
+  EXPECT_TRUE(Report(log, sites[1].site(), 2 + kMinuteNs)) << "it is there still";
 }
 
 TEST(StallTest, SaysWhoWhereFromAndWhereItIs) {

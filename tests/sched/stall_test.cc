@@ -29,8 +29,10 @@
 #include "fiber/channel.h"
 #include "fiber/event.h"
 #include "fiber/go.h"
+#include "fiber/internal/record.h"
 #include "fiber/internal/sanitizer.h"
 #include "fiber/internal/system_calls.h"
+#include "fiber/internal/thread_state.h"
 #include "fiber/this_fiber.h"
 #include "fiber/wait_group.h"
 #include "gtest/gtest.h"
@@ -300,6 +302,73 @@ TEST(StallReportTest, ABlockerThatBlocksForLongIsToldOfThoughItHoldsUpNobody) {
   EXPECT_EQ(stalls.all()[0].name, "blocker");
 }
 
+TEST(StallReportTest, AFiberThatBlockedAndNowComputesIsNoBlockerAnyMore) {
+  sched::Runtime runtime({.workers = 1});
+  std::atomic<bool> has_ended{false};
+  auto busy = runtime.Spawn([&] {
+    while (!has_ended) fiber::Yield();
+  });
+  runtime
+      .Spawn([&] {
+        const fiber::internal::Record& self = *fiber::internal::ThisThread().current;
+        while (!self.is_blocker()) {
+          Nap(std::chrono::milliseconds(20));
+          fiber::Yield();
+        }
+        while (self.is_blocker()) {  // for ever, if its turns count as blocked
+          const int64_t enough = fiber::internal::ThreadCpuNs() + 1'000'000;
+          while (fiber::internal::ThreadCpuNs() < enough) {
+          }
+          fiber::Yield();
+        }
+      })
+      .Join();
+  has_ended = true;
+  busy.Join();
+}
+
+// What the child has said until now.
+std::string SaidHere() {
+  std::string said(size_t{1} << 16, '\0');
+  const ssize_t n = pread(STDERR_FILENO, said.data(), said.size(), 0);
+  said.resize(n < 0 ? 0 : static_cast<size_t>(n));
+  return said;
+}
+
+TEST(StallReportTest, WithoutAHookTheLogTellsOfASpawnSiteOnceAndOfNoneIfItIsNotToBe) {
+  for (const bool is_wanted : {true, false}) {
+    std::string said;
+    tests::InChild(
+        [is_wanted] {
+          setenv("WEFT_STALL_LOG", is_wanted ? "1" : "0", 1);
+          sched::Runtime runtime({.workers = 1});
+          Heartbeat heartbeat(runtime);
+          for (int hog = 0; hog < 2; ++hog) {
+            runtime
+                .Spawn({.name = "hog"},
+                       [&] {
+                         const uint64_t before = runtime.stats().stalls_spinning;
+                         if (is_wanted && hog == 0) {
+                           while (SaidHere().find("has kept its worker") == std::string::npos) {
+                           }
+                         } else {
+                           while (runtime.stats().stalls_spinning == before) {
+                           }
+                           const int64_t enough = fiber::internal::ThreadCpuNs() + 20'000'000;
+                           while (fiber::internal::ThreadCpuNs() < enough) {
+                           }
+                         }
+                       })
+                .Join();
+          }
+          return tests::kFine;
+        },
+        &said);
+    EXPECT_EQ(tests::CountIn(said, "has kept its worker"), is_wanted ? 1 : 0) << said;
+    if (is_wanted) EXPECT_NE(said.find("'hog' (spawned at"), std::string::npos) << said;
+  }
+}
+
 TEST(StallReportTest, SaysWhichFiberComputesAndWhere) {
   Stalls stalls;
   {
@@ -357,23 +426,24 @@ TEST(StallReportTest, SaysWhichFiberBlocksWithoutEndingItsSystemCall) {
 TEST(StallReportTest, ParkedYieldingAndAnnouncedFibersAreNoStalls) {
   Stalls stalls;
   {
-    sched::Runtime runtime({.workers = 1, .stall_after = absl::Seconds(60), .on_stall = stalls.hook()});
+    sched::Runtime runtime({.workers = 1, .on_stall = stalls.hook()});
     std::atomic<bool> has_ended{false};
-    auto announced = runtime.Spawn([&] {
+    auto announced = runtime.Spawn({.name = "announced"}, [&] {
       fiber::Blocking([&] {
-        const timespec nap{.tv_sec = 0, .tv_nsec = 20'000'000};
-        nanosleep(&nap, nullptr);
+        Nap(std::chrono::milliseconds(100));
         has_ended.store(true);
       });
     });
-    auto yields = runtime.Spawn([&] {
+    auto parked = runtime.Spawn({.name = "parked"}, [&] { announced.Join(); });
+    auto yields = runtime.Spawn({.name = "yields"}, [&] {
       while (!has_ended.load()) fiber::Yield();
     });
     yields.Join();
-    announced.Join();
-    EXPECT_EQ(runtime.stats().stalls_spinning, 0u);
+    parked.Join();
   }
-  for (const sched::Stall& stall : stalls.all()) ADD_FAILURE() << stall.name << " at " << stall.site.line();
+  for (const sched::Stall& stall : stalls.all()) {
+    EXPECT_EQ(stall.name, "yields") << "which may lose its CPU for as long as a stall takes";
+  }
 }
 
 TEST(StallLimitTest, WithoutSpareThreadsTheOthersWait) {
@@ -395,6 +465,39 @@ TEST(StallLimitTest, WithoutSpareThreadsTheOthersWait) {
   sleeper.Cancel();
   sleeper.Join();
   EXPECT_EQ(runtime.stats().threads, 1);
+}
+
+TEST(StallLimitTest, WithoutSpareThreadsWhoHoldsUpAllOthersIsToldOf) {
+  Stalls stalls;
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  const auto tell = stalls.hook();
+  const auto hook = [&](const sched::Stall& stall) {
+    tell(stall);
+    if (stall.name == "reader") EXPECT_EQ(write(ends[1], "x", 1), 1);
+  };
+  {
+    sched::Runtime runtime({.workers = 1, .max_threads = 1, .on_stall = hook});
+    Heartbeat heartbeat(runtime);
+    runtime.Spawn({.name = "hog"}, [&] {
+      while (stalls.all().empty()) {
+      }
+    }).Join();
+    runtime.Spawn({.name = "reader"}, [&] {
+      char byte;
+      EXPECT_EQ(read(ends[0], &byte, 1), 1);
+    }).Join();
+    EXPECT_EQ(runtime.stats().threads, 1);
+  }
+  bool is_reader_told_of = false;
+  for (const sched::Stall& stall : stalls.all()) {
+    if (stall.name != "reader") continue;
+    is_reader_told_of = true;
+    EXPECT_EQ(stall.kind, sched::Stall::Kind::kBlocked);
+  }
+  EXPECT_TRUE(is_reader_told_of);
+  close(ends[0]);
+  close(ends[1]);
 }
 
 TEST(StallLimitTest, WithoutSpareThreadsThoseWhoGoOnTakeWhatWaitsBehindOneWhoStays) {
