@@ -35,7 +35,11 @@ bool IsWokenFromInside(WaitReason reason) {
     case WaitReason::kWrite:
     case WaitReason::kAccept:
     case WaitReason::kConnect:
-    case WaitReason::kDescriptor: return false;
+    case WaitReason::kDescriptor:
+    case WaitReason::kProcess:
+    case WaitReason::kBlockingCall:
+    case WaitReason::kSelect:  // which may have clauses of these kinds
+      return false;
     default: return true;
   }
 }

@@ -6,11 +6,17 @@
 #include <string>
 #include <thread>
 
+#include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "fiber/blocking_detached.h"
 #include "fiber/event.h"
 #include "fiber/go.h"
+#include "fiber/select.h"
 #include "fiber/shared_mutex.h"
 #include "fiber/this_fiber.h"
+#include "netpoll/process.h"
+#include "netpoll/select.h"
+#include "netpoll/tcp.h"
 #include "tests/limits/at_work.h"
 
 namespace limits_test {
@@ -63,60 +69,87 @@ TEST(StallTest, WhenAllWhoHaveStacksAreParkedForGoodItIsSaidOnceWithTheReasons) 
       << said;
 }
 
-// The line gets on by itself, so there is nothing to report: a deadline, a socket, another runtime.
+// The line gets on by itself, so there is nothing to report: a deadline, a socket, also in a select, a process, a call that a
+// thread makes, another runtime.
 TEST(StallTest, WhoeverWillGoOnByHimselfIsNotParkedForGood) {
-  enum Other { kSleeper, kReader, kRuntime };
-  for (const Other other : {kSleeper, kReader, kRuntime}) {
+  enum Other { kSleeper, kReader, kSelector, kParent, kCaller, kRuntime };
+  for (const Other other : {kSleeper, kReader, kSelector, kParent, kCaller, kRuntime}) {
     std::string said;
-    InChild(
-        [other] {
-          sched::Runtime runtime(kFewStacks);
-          fiber::Event end;
-          fiber::JoinHandle<void> goes_on;
-          int fds[2];
-          EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
-          std::unique_ptr<sched::Runtime> second;
-          std::atomic<bool> is_over{false};
-          std::atomic<bool> is_there{false};
-          switch (other) {
-            case kSleeper:
-              goes_on = runtime.Spawn([&] {
-                is_there = true;
-                EXPECT_TRUE(absl::IsDeadlineExceeded(end.Wait(absl::Seconds(30))) || is_over);
-              });
-              break;
-            case kReader:
-              goes_on = runtime.Spawn([&] {
-                auto stream = netpoll::TcpStream::Adopt(fds[0]);
-                is_there = true;
-                char byte[1];
-                EXPECT_TRUE(stream.ok() && stream->Read(byte).ok());
-              });
-              break;
-            case kRuntime:
-              second = std::make_unique<sched::Runtime>(kFewStacks);
-              goes_on = second->Spawn([&] {
-                is_there = true;
-                while (!is_over) fiber::Yield();
-              });
-              break;
-          }
-          while (!is_there) std::this_thread::yield();
-          {
-            Crowd crowd(runtime, 100);
-            AwaitFibersInLine();
-            // Long enough for three looks: one fiber a class tries again every 10 ms at the soonest.
-            while (StackDepot::Get().Stats().waits < 85 + 80) std::this_thread::yield();
-            is_over = true;
-            end.Set();
-            EXPECT_EQ(write(fds[1], "x", 1), 1);
-          }
-          goes_on.Join();
-          if (other != kReader) close(fds[0]);
-          close(fds[1]);
-          return tests::kFine;
-        },
-        &said);
+    const auto go_on = [other] {
+      sched::Runtime runtime(kFewStacks);
+      fiber::Event end;
+      fiber::JoinHandle<void> goes_on;
+      int fds[2];
+      EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+      std::unique_ptr<sched::Runtime> second;
+      std::atomic<bool> is_over{false};
+      std::atomic<bool> is_there{false};
+      switch (other) {
+        case kSleeper:
+          goes_on = runtime.Spawn([&] {
+            is_there = true;
+            EXPECT_TRUE(absl::IsDeadlineExceeded(end.Wait(absl::Seconds(30))) || is_over);
+          });
+          break;
+        case kReader:
+          goes_on = runtime.Spawn([&] {
+            auto stream = netpoll::TcpStream::Adopt(fds[0]);
+            is_there = true;
+            char byte[1];
+            EXPECT_TRUE(stream.ok() && stream->Read(byte).ok());
+          });
+          break;
+        case kSelector:
+          goes_on = runtime.Spawn([&] {
+            auto stream = netpoll::TcpStream::Adopt(fds[0]);
+            is_there = true;
+            EXPECT_TRUE(stream.ok() && fiber::Select(netpoll::OnReadable(*stream, [](const absl::Status&) {})).ok());
+          });
+          break;
+        case kParent:
+          goes_on = runtime.Spawn([&] {
+            auto process = netpoll::Process::Start({.arguments = {"cat"},
+                                                    .input = netpoll::Stdio::Descriptor(fds[0]),
+                                                    .output = netpoll::Stdio::Null()});
+            is_there = true;
+            EXPECT_TRUE(process.ok() && process->Wait().ok());
+          });
+          break;
+        case kCaller:
+          goes_on = runtime.Spawn([&] {
+            is_there = true;
+            EXPECT_EQ(fiber::BlockingDetached([fd = fds[0]] {
+                        char byte;
+                        return read(fd, &byte, 1);
+                      }).value_or(0), 1);
+          });
+          break;
+        case kRuntime:
+          second = std::make_unique<sched::Runtime>(kFewStacks);
+          goes_on = second->Spawn([&] {
+            is_there = true;
+            while (!is_over) fiber::Yield();
+          });
+          break;
+      }
+      while (!is_there) std::this_thread::yield();
+      {
+        Crowd crowd(runtime, 100);
+        AwaitFibersInLine();
+        // Long enough for three looks: one fiber a class tries again every 10 ms at the soonest.
+        while (StackDepot::Get().Stats().waits < 85 + 80) std::this_thread::yield();
+        is_over = true;
+        end.Set();
+        EXPECT_EQ(write(fds[1], "x", 1), 1);
+        EXPECT_EQ(shutdown(fds[1], SHUT_WR), 0);
+      }
+      goes_on.Join();
+      if (other != kReader && other != kSelector) close(fds[0]);
+      close(fds[1]);
+      return tests::kFine;
+    };
+    // The threads of the pool stay for a while.
+    (other == kParent || other == kCaller) ? tests::InChild(go_on, &said) : InChild(go_on, &said);
     EXPECT_EQ(tests::CountIn(said, "parked for good"), 0) << said;
     EXPECT_EQ(tests::CountIn(said, "max_stack_memory"), 1) << said;
   }
