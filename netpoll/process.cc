@@ -112,22 +112,27 @@ class Process::Child {
     return true;
   }
 
+  // A wait without patience is a question.
+  bool IsLateButEnded(const absl::Status& status) { return absl::IsDeadlineExceeded(status) && HasEnded(); }
+
   // OK: it has ended.
   absl::Status AwaitEnd(Deadline deadline) {
     if (news_ != nullptr) {
       FlowLock lock(*news_, Direction::kRead, fiber::WaitReason::kProcess, deadline);
-      if (!lock.status().ok()) return lock.status();
+      if (!lock.status().ok()) return IsLateButEnded(lock.status()) ? absl::OkStatus() : lock.status();
       for (;;) {
         lock.flow().slot.ClearReady();
         if (HasEnded()) return absl::OkStatus();
         absl::Status status = lock.Await();
         if (absl::IsFailedPrecondition(status)) break;  // the runtime has ended, and brings no news
-        if (!status.ok()) return status;
+        if (!status.ok()) return IsLateButEnded(status) ? absl::OkStatus() : status;
       }
     }
     // Looks now and then: less and less often, so that it costs nothing, but often enough.
     constexpr absl::Duration kLongest = absl::Milliseconds(20);
-    if (absl::Status status = fiber::internal::CheckCaller(deadline); !status.ok()) return status;
+    if (absl::Status status = fiber::internal::CheckCaller(deadline); !status.ok()) {
+      return IsLateButEnded(status) ? absl::OkStatus() : status;
+    }
     for (absl::Duration pause = absl::Milliseconds(1); !HasEnded(); pause = std::min(2 * pause, kLongest)) {
       absl::Status status = fiber::Sleep(Deadline::Earlier(pause, deadline));
       if (!status.ok()) return status;

@@ -134,8 +134,9 @@ class Process {
   Stream& error();
 
   // Waits until it has ended; then as often as it is called. It may wait for its pipes to be emptied. Parks the fiber; blocks
-  // the thread when called from a plain one. kDeadlineExceeded: it runs on; kCancelled: the caller was, and it was ended, as
-  // said above; kFailedPrecondition: somebody else has waited for it.
+  // the thread when called from a plain one. kDeadlineExceeded: it runs on (one that has ended is told of whatever the
+  // deadline); kCancelled: the caller was, and it was ended, as said above; kFailedPrecondition: somebody else has waited for
+  // it.
   absl::StatusOr<ExitStatus> Wait(fiber::Deadline deadline = {});
 
   // Sends it a signal. Never blocks. kFailedPrecondition: it has ended; kInvalidArgument: no such signal, not permitted.

@@ -149,6 +149,19 @@ TEST_P(ProcessTest, AProcessIsTalkedTo) {
   });
 }
 
+TEST_P(ProcessTest, AWaitWithoutPatienceAsksWhetherItHasEnded) {
+  Run([] {
+    Process sleeper = StartOrFail({.arguments = {"sleep", "1000"}});
+    EXPECT_TRUE(absl::IsDeadlineExceeded(sleeper.Wait(absl::ZeroDuration()).status()));
+    EXPECT_TRUE(sleeper.Kill(SIGKILL).ok());
+    absl::StatusOr<ExitStatus> exit;
+    while (absl::IsDeadlineExceeded((exit = sleeper.Wait(absl::ZeroDuration())).status())) fiber::Yield();
+    ASSERT_TRUE(exit.ok()) << exit.status();
+    EXPECT_EQ(exit->signal, SIGKILL);
+    EXPECT_TRUE(sleeper.Wait(absl::ZeroDuration()).ok());
+  });
+}
+
 TEST_P(ProcessTest, HowASignalEndsIt) {
   Run([] {
     const ProcessResult result = RunShell("kill -9 $$");
