@@ -150,8 +150,9 @@ class [[nodiscard]] File {
   absl::StatusOr<FileStat> Stat(fiber::Deadline deadline = {}) const;
   absl::StatusOr<uint64_t> Size(fiber::Deadline deadline = {}) const;
 
-  // Closes it, whoever is cancelled: there is no deadline to this. Parks the fiber; blocks the thread when called from a plain
-  // one. An error is about what was written before, which may be lost; closed it is. kFailedPrecondition: it was already.
+  // Closes it, whoever is cancelled: there is no deadline to this. (If all threads stay in other calls for a second, the worker
+  // does it.) Parks the fiber; blocks the thread when called from a plain one. An error is about what was written before, which
+  // may be lost; closed it is. kFailedPrecondition: it was already.
   absl::Status Close();
 
   // -1: closed. Never blocks.

@@ -25,10 +25,11 @@ struct EventWait {
       return absl::Status(absl::StatusCode::kResourceExhausted, "");
     }
   }
-  // Until it is set, whoever is cancelled. Parks the fiber; blocks the thread when called from a plain one.
-  static void ForIt(Event& event, WaitReason reason, const void* object) {
+  // Until it is set or `deadline` has come, whoever is cancelled: true, it is set. Parks the fiber; blocks the thread when called from
+  // a plain one.
+  static bool ForIt(Event& event, WaitReason reason, const void* object, Deadline deadline = {}) {
     Wait wait(reason, object, Interruptible::kNo);
-    event.WaitAs(wait, Deadline::Never()).IgnoreError();  // nothing else can end it
+    return event.WaitAs(wait, deadline).code() == absl::StatusCode::kOk;
   }
 };
 

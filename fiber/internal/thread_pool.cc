@@ -88,9 +88,13 @@ absl::Status ThreadPool::RunToEnd(PooledCall& call, Deadline deadline) {
   return Await(call, deadline, /*may_abandon=*/false, &is_abandoned);
 }
 
-absl::Status ThreadPool::RunRegardless(PooledCall& call) {
+absl::Status ThreadPool::RunRegardless(PooledCall& call, Deadline patience) {
   (void)CallersBlock();
   Submit(call);
+  if (!EventWait::ForIt(call.done_, WaitReason::kBlockingCall, this, patience) &&
+      GiveUp(call, /*may_abandon=*/false) == GaveUp::kBeforeItWasMade) {
+    return absl::Status(absl::StatusCode::kResourceExhausted, "");
+  }
   return AwaitDone(call);
 }
 
@@ -113,7 +117,7 @@ absl::Status ThreadPool::Await(PooledCall& call, Deadline deadline, bool may_aba
 }
 
 absl::Status ThreadPool::AwaitDone(PooledCall& call) {
-  EventWait::ForIt(call.done_, WaitReason::kBlockingCall, this);
+  (void)EventWait::ForIt(call.done_, WaitReason::kBlockingCall, this);  // nothing else can end it
   return call.refusal_;
 }
 

@@ -53,8 +53,9 @@ class ThreadPool {
   absl::Status Run(std::unique_ptr<PooledCall>& call, Deadline deadline);
   // The same, but the wait does not end while the call is being made: afterwards nobody but the caller refers to it.
   absl::Status RunToEnd(PooledCall& call, Deadline deadline);
-  // The same, whoever is cancelled and however late it is. Only kResourceExhausted: no thread can be had.
-  absl::Status RunRegardless(PooledCall& call);
+  // The same, whoever is cancelled and however late it is. Only kResourceExhausted: no thread can be had, or all were still in other
+  // calls when `patience` was over; it was not made.
+  absl::Status RunRegardless(PooledCall& call, Deadline patience);
 
   // From now on there are at most `most` threads; those above it end when they have made their call. Never blocks.
   // REQUIRES: most >= 1

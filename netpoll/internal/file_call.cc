@@ -123,7 +123,8 @@ absl::Status MakeCall(absl::FunctionRef<void()> call, Deadline deadline) {
 void MakeCallRegardless(absl::FunctionRef<void()> call) {
   if (IsBlockingHere()) return call();
   FileCall pooled(call);
-  if (!ThreadPool::Get().RunRegardless(pooled).ok()) call();
+  // Threads that are all in calls without an end, of a dead server's files, say, must not keep who closes a file from his own.
+  if (!ThreadPool::Get().RunRegardless(pooled, absl::Seconds(1)).ok()) call();
 }
 
 absl::Status MakeTransfer(const Transfer& transfer, bool may_use_ring, Deadline deadline,

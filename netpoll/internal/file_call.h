@@ -24,7 +24,7 @@ bool IsBlockingHere();
 // Makes `call`, here or on a thread of the pool, and waits for it to the end. OK: it was made. kDeadlineExceeded, kCancelled,
 // kResourceExhausted: it never will be. Parks the fiber; blocks the thread when called from a plain one.
 absl::Status MakeCall(absl::FunctionRef<void()> call, fiber::Deadline deadline);
-// The same, whatever happens: where no thread is to be had, here. Parks the fiber; blocks the thread.
+// The same, whatever happens: where no thread is to be had within a second, here. Parks the fiber; blocks the thread.
 void MakeCallRegardless(absl::FunctionRef<void()> call);
 
 // The same for one that owns what it needs: its wait may end while it is being made.

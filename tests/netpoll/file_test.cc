@@ -26,6 +26,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "fiber/blocking.h"
+#include "fiber/blocking_detached.h"
 #include "fiber/cancel.h"
 #include "fiber/deadline.h"
 #include "fiber/go.h"
@@ -612,6 +613,30 @@ TEST_F(FileRingTest, WhatAThreadHasBegunThatHasEndedSinceIsDoneByOthers) {
     ASSERT_TRUE(n.ok()) << n.status();
     EXPECT_TRUE(*n == 4 || *n == -ESPIPE) << *n << ": -ESPIPE is a thread's pread";
   });
+}
+
+// Else who owns the file could not end either, nor could the runtime.
+TEST(FileCloseTest, AFileIsClosedThoughAllThreadsAreInCallsWithoutAnEnd) {
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  fiber::SetMaxDetachedThreads(1);
+  sched::Run({.workers = 1}, [&ends] {
+    auto file = netpoll::File::Open("/dev/null");
+    ASSERT_TRUE(file.ok()) << file.status();
+    const int fd = file->fd();
+    const auto read_for_ever = [fd = ends[0]] {
+      char byte;
+      return read(fd, &byte, 1);
+    };
+    EXPECT_TRUE(absl::IsDeadlineExceeded(fiber::BlockingDetached(read_for_ever, absl::Milliseconds(20)).status()));
+    EXPECT_TRUE(file->Close().ok());
+    EXPECT_EQ(fcntl(fd, F_GETFD), -1);
+  });
+  EXPECT_EQ(write(ends[1], "x", 1), 1);
+  fiber::SetMaxDetachedThreads(fiber::internal::ThreadPool::kDefaultMaxThreads);
+  while (fiber::internal::ThreadPool::Get().threads() > 1) absl::SleepFor(absl::Milliseconds(1));
+  close(ends[0]);
+  close(ends[1]);
 }
 
 TEST_F(FileRingTest, ARuntimeThatEndsTakesBackWhatHasBegun) {
