@@ -9,7 +9,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
-#include <iterator>
 
 #include "absl/strings/str_cat.h"
 #include "fiber/internal/park.h"
@@ -108,7 +107,8 @@ void Census::AddDescriptors() {
 void Census::AddThreads() {
   ForEachNumber("/proc/self/task", [this](const std::string& name, uint64_t tid) {
     std::ifstream file(absl::StrCat("/proc/self/task/", name, "/stat"));
-    const std::string stat{std::istreambuf_iterator<char>(file), {}};
+    std::string stat;
+    std::getline(file, stat, '\0');  // does not throw where the thread ends meanwhile and the read fails
     const size_t open = stat.find('(');
     const size_t close = stat.rfind(')');
     if (open == std::string::npos || close == std::string::npos) return;  // it has gone
