@@ -265,6 +265,7 @@ class Channel : private internal::ChannelCore {
   // tells which. Throws std::bad_alloc if there is no memory for the timer of this fiber's deadline. Parks the fiber; blocks
   // the thread when called from a plain one.
   Iterator begin() { return Iterator(*this); }
+  // Never blocks.
   std::default_sentinel_t end() const { return {}; }
 
  private:

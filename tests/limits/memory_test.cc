@@ -258,6 +258,17 @@ TEST(MemoryTest, InOvercommitModeTwoTheMessageNamesIt) {
                        "raise vm.overcommit_ratio"});
 }
 
+// How many of `count` fibers have stacks at the same time; then the others have theirs, and all end.
+int CrowdWithStacks(AtWork& at_work, int count) {
+  Crowd crowd(at_work.runtime(), count, kSmallStack);
+  AwaitFibersInLine();
+  at_work.ExpectEcho();
+  return crowd.arrived();
+}
+
+const std::vector<std::string> kGroupsLimit = {"RuntimeOptions::max_stack_memory", "the control group's memory limit",
+                                               "raise it"};
+
 // The kernel's killer gives no error: half of what the control group may use is where fibers begin to wait.
 TEST(MemoryTest, FibersWaitBelowTheMemoryLimitOfTheControlGroup) {
   static constexpr int kStacks = 1000;
@@ -274,19 +285,13 @@ TEST(MemoryTest, FibersWaitBelowTheMemoryLimitOfTheControlGroup) {
         if (!kernel.Says(self + "/mountinfo", mounted)) return kCannotTest;
         AtWork at_work;
         at_work.ExpectCrowd(kStacks / 2);
-        {
-          Crowd crowd(at_work.runtime(), 3 * kStacks, kSmallStack);
-          AwaitFibersInLine();
-          at_work.ExpectEcho();
-          EXPECT_LE(crowd.arrived(), kStacks);
-        }
+        EXPECT_LE(CrowdWithStacks(at_work, 3 * kStacks), kStacks);
         at_work.ExpectCrowd(kStacks / 2);
         return kFine;
       },
       &said);
   if (IsSkipped()) return;
-  ExpectOneLine(said, {"RuntimeOptions::max_stack_memory", "the control group's memory limit",
-                       "raise it"});
+  ExpectOneLine(said, kGroupsLimit);
 }
 
 // A control group of the kernel's own, made by the parent and removed when the child has ended.
@@ -333,20 +338,15 @@ TEST(MemoryTest, AControlGroupThatIsTooSmallForAllFibersLosesNone) {
           return kCannotTest;
         }
         AtWork at_work;
-        {
-          Crowd crowd(at_work.runtime(), 6 * kStacks, kSmallStack);
-          AwaitFibersInLine();
-          at_work.ExpectEcho();
-          EXPECT_LE(crowd.arrived(), kStacks);
-          EXPECT_GT(crowd.arrived(), kStacks / 2);
-        }
+        const int with_stacks = CrowdWithStacks(at_work, 6 * kStacks);
+        EXPECT_LE(with_stacks, kStacks);
+        EXPECT_GT(with_stacks, kStacks / 2);
         at_work.ExpectCrowd(kStacks / 2);
         return kFine;
       },
       &said);
   if (IsSkipped()) return;
-  ExpectOneLine(said, {"RuntimeOptions::max_stack_memory", "the control group's memory limit",
-                       "raise it"});
+  ExpectOneLine(said, kGroupsLimit);
 }
 
 }  // namespace
